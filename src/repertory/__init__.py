@@ -1,0 +1,45 @@
+"""repertory: the stock of published machine-learning methods that run.
+
+The names below are imported when they are first used, so that `import repertory` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from repertory.catalogue.find import find
+    from repertory.compare.api import compare
+    from repertory.core.method import Method
+    from repertory.core.step import Step
+    from repertory.recipe import Part, Recipe
+    from repertory.training.api import fit
+    from repertory.training.saved import load
+
+_HOMES = {
+    "Method": "repertory.core.method",
+    "Part": "repertory.recipe",
+    "Recipe": "repertory.recipe",
+    "Step": "repertory.core.step",
+    "compare": "repertory.compare.api",
+    "find": "repertory.catalogue.find",
+    "fit": "repertory.training.api",
+    "load": "repertory.training.saved",
+}
+
+__all__ = ["Method", "Part", "Recipe", "Step", "compare", "find", "fit", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'repertory' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,6 @@
+"""Training algorithms: `core.Method`s that wrap the calls of a training step."""
+
+from repertory.algorithms.esam import ESAM
+from repertory.algorithms.sam import SAM
+
+__all__ = ["ESAM", "SAM"]

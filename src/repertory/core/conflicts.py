@@ -1,0 +1,93 @@
+"""Checks of a list of methods before anything runs: who owns what, what flows into whom, what is missing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+
+from repertory.core.method import Method
+from repertory.errors import ConflictError
+
+_SEARCHED = 6
+"""Orders are searched for lists up to this length (720 orders); longer lists only get the message."""
+
+
+def check_methods(methods: Sequence[Method], criterion: object, offers: Collection[str], given: Mapping[str, str]) -> None:
+    """Raise if the methods cannot work together, or ask for something that is not there.
+
+    Args:
+        methods: outermost first.
+        criterion: the loss; it may have `takes` like a method.
+        offers: what the run has ("epochs", "classes", "stream:unlabelled", ...).
+        given: what the batches hold as they come from the data, such as `{"target": "hard"}`.
+
+    Raises:
+        ConflictError: naming the methods involved and an order or choice that works.
+    """
+    slugs = [method.slug for method in methods]
+    for slug in slugs:
+        if not slug:
+            raise ConflictError(f"{type(methods[slugs.index(slug)]).__name__} has no slug; set the class attribute slug")
+        if slugs.count(slug) > 1:
+            raise ConflictError(f"{slug} is listed {slugs.count(slug)} times; a step takes each method once")
+    owners: dict[str, str] = {}
+    for method in methods:
+        for slot in sorted(method.owns):
+            if slot in owners:
+                raise ConflictError(
+                    f"{owners[slot]} and {method.slug} both own the slot {slot!r} of a step and cannot work together; "
+                    f"use one of the two, or compare them side by side"
+                )
+            owners[slot] = method.slug
+    problem = _flow(methods, criterion, given)
+    if problem:
+        order = _working_order(methods, criterion, given)
+        fix = f"this order works: {' + '.join(order)}" if order else "no order of these methods works; leave one out"
+        raise ConflictError(f"{problem}; {fix}")
+    for method in methods:
+        missing = sorted(need for need in method.needs if need not in offers and not need_of_batch(need))
+        if missing:
+            raise ConflictError(
+                f"{method.slug} needs {_words(missing)}; this run offers {_words(sorted(offers)) or 'nothing'}; "
+                f"{_fix(missing[0])}"
+            )
+
+
+def need_of_batch(need: str) -> bool:
+    """Whether a need can only be seen in the first batch."""
+    return need in ("index", "per_example_loss")
+
+
+def _words(needs: Sequence[str]) -> str:
+    return ", ".join(repr(need) for need in needs)
+
+
+def _fix(need: str) -> str:
+    if need.startswith("stream:"):
+        name = need.partition(":")[2]
+        return f"pass streams={{{name!r}: loader}} to Step, or data that has {name} examples"
+    fixes = {
+        "epochs": "pass epochs=... (the number of passes you plan) to Step",
+        "classes": "pass classes=... to Step; for regression data choose another method",
+    }
+    return fixes.get(need, f"choose a method that does not need {need}, or data that has it")
+
+
+def _flow(methods: Sequence[Method], criterion: object, given: Mapping[str, str]) -> str:
+    now, source = dict(given), {key: "the data" for key in given}
+    for part, name in [*((m, m.slug) for m in methods), (criterion, type(criterion).__name__)]:
+        for key, wanted in getattr(part, "takes", {}).items():
+            if now.get(key, wanted) != wanted:
+                return f"{name} takes a {wanted} {key}, but {source[key]} gives a {now[key]} one"
+        for key, value in getattr(part, "gives", {}).items():
+            now[key], source[key] = value, name
+    return ""
+
+
+def _working_order(methods: Sequence[Method], criterion: object, given: Mapping[str, str]) -> list[str]:
+    if len(methods) > _SEARCHED:
+        return []
+    for order in itertools.permutations(methods):
+        if not _flow(order, criterion, given):
+            return [method.slug for method in order]
+    return []

@@ -1,0 +1,188 @@
+"""What a method sees: the run (what lasts) and the state (one evaluation of the loss)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repertory.core.distributed import rank, world_size
+from repertory.core.randomness import generator_for
+
+
+@dataclass
+class Counts:
+    """What a run has done so far, counted in examples that went through the network.
+
+    Args:
+        forward: examples evaluated, with or without gradient.
+        backward: examples differentiated.
+        steps: updates of the weights.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    steps: int = 0
+
+    @property
+    def passes(self) -> float:
+        """The cost in forward passes of one example; a backward pass costs two (both are matrix products)."""
+        return self.forward + 2.0 * self.backward
+
+
+class Run:
+    """What lasts over the steps and is shared by all methods.
+
+    Attributes:
+        model: the network as the user gave it, before any wrapping for several devices.
+        criterion: the loss on the network's output.
+        parameters: every trainable parameter, of the network, the criterion and the methods.
+        epoch: number of finished passes over the training set.
+        epochs: how many passes the run is planned to make, or None when nobody said.
+        progress: share of the budget that is spent, in [0, 1].
+        examples: size of the training set, or None when nobody said.
+        classes: number of classes, or None.
+        counts: forward and backward passes so far.
+        seed: the run's seed.
+        sharded: whether each process holds only a part of every parameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[..., Tensor],
+        *,
+        seed: int = 0,
+        epochs: float | None = None,
+        examples: int | None = None,
+        classes: int | None = None,
+    ) -> None:
+        self.model = model
+        self.criterion = criterion
+        self.parameters: list[nn.Parameter] = []
+        self.epoch = 0
+        self.epochs = epochs
+        self.progress = 0.0
+        self.examples = examples
+        self.classes = classes
+        self.counts = Counts()
+        self.seed = seed
+        self.sharded = False
+        self._generators: dict[str, torch.Generator] = {}
+        self._losses: Callable[[State], Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters are."""
+        parameter = next(self.model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train together."""
+        return world_size()
+
+    @property
+    def rank(self) -> int:
+        """This process's place among them."""
+        return rank()
+
+    def generator(self, name: str) -> torch.Generator:
+        """Return the CPU generator of that name, made from the run's seed on first use and saved with the step."""
+        if name not in self._generators:
+            self._generators[name] = generator_for(self.seed, name)
+        return self._generators[name]
+
+    def losses(self, state: State) -> Tensor:
+        """Evaluate the loss of every example, without gradient, through all methods.
+
+        Returns:
+            `(batch,)` values, detached. The evaluation is counted.
+
+        Raises:
+            ConflictError: if the criterion gives one number for the batch instead.
+        """
+        if self._losses is None:
+            raise RuntimeError("Run.losses is only available during a step")
+        return self._losses(state)
+
+
+@dataclass
+class State:
+    """One evaluation of the loss on one batch.
+
+    Args:
+        run: what lasts.
+        batch: a mapping with `input`, `target`, and where the data has it `index` (position of each example in the
+            training set, int64), `views`, or a mapping a stream under the stream's name.
+        evaluation: 0 for the first pass of a step; methods that record, record only there.
+        output: the network's output `(batch, ...)`, set by the innermost loss.
+    """
+
+    run: Run
+    batch: dict[str, Any]
+    evaluation: int = 0
+    output: Any = None
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> State:
+        """Return a copy with some fields changed and no output yet; `memo` stays shared within the step.
+
+        >>> State(Run(nn.Identity(), nn.MSELoss()), {}).replace(evaluation=1).evaluation
+        1
+        """
+        fields: dict[str, Any] = {"batch": self.batch, "evaluation": self.evaluation, "memo": self.memo}
+        fields.update(changes)
+        return State(self.run, **fields)
+
+    def with_batch(self, **entries: Any) -> State:
+        """Return a copy whose batch has the given entries changed."""
+        return self.replace(batch={**self.batch, **entries})
+
+    def select(self, rows: Tensor) -> State:
+        """Return a copy that holds only the given rows of every per-example entry; streams stay whole.
+
+        Args:
+            rows: positions in the batch `(n,)`, int64.
+        """
+        size = batch_size(self.batch)
+        kept = {
+            name: value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
+            for name, value in self.batch.items()
+        }
+        return self.replace(batch=kept)
+
+
+def batch_size(batch: Mapping[str, Any]) -> int:
+    """Return the number of examples in a batch: the length of its `input`.
+
+    >>> batch_size({"input": torch.zeros(3, 2)})
+    3
+    """
+    value = batch["input"]
+    while isinstance(value, (tuple, list, Mapping)):
+        value = next(iter(value.values())) if isinstance(value, Mapping) else value[0]
+    return len(value)
+
+
+def split(batch: Mapping[str, Any], parts: int) -> Iterator[dict[str, Any]]:
+    """Split a batch, and every stream in it, into `parts` micro-batches of nearly equal size.
+
+    >>> [b["input"].tolist() for b in split({"input": torch.arange(3)}, 2)]
+    [[0, 1], [2]]
+    """
+    size = batch_size(batch)
+    count = min(parts, size)
+    split_entries: dict[str, list[Any]] = {}
+    for name, value in batch.items():
+        if isinstance(value, Mapping) and "input" in value:
+            split_entries[name] = list(split(value, count))
+        elif isinstance(value, Tensor) and value.ndim and len(value) == size:
+            split_entries[name] = list(torch.tensor_split(value, count))
+        else:
+            split_entries[name] = [value] * count
+    for i in range(count):
+        yield {name: values[i] for name, values in split_entries.items() if i < len(values)}

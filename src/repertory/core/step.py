@@ -1,0 +1,383 @@
+"""The training step that methods wrap."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repertory.core.conflicts import check_methods
+from repertory.core.criterion import per_example, reduce_to_examples
+from repertory.core.method import Inner, Method
+from repertory.core.precision import Precision
+from repertory.core.state import Run, State, batch_size, split
+from repertory.core.streams import Stream
+from repertory.errors import ConflictError, UserError, check_number
+
+_FORMAT = 1
+
+
+class Step:
+    """One training step: forward, backward, clipping and update, with methods wrapped around its three calls.
+
+    `step > gradient > loss`: each is a call that a method may wrap; the first in the list is outermost. The step owns
+    what no method should: zeroing gradients, micro-batches, autocast and loss scaling, synchronisation between
+    devices, clipping, counting and random streams.
+
+    Args:
+        model: the network.
+        optimizer: an optimizer on the network's parameters, or a callable that makes one from parameter groups
+            (needed where a method changes the network before training).
+        criterion: the loss `(output, target) -> value`: a module or function; with `reduction="mean"` it is evaluated
+            an example at a time, as methods need it.
+        methods: what to wrap around the step, outermost first.
+        streams: further loaders by name, such as `{"unlabelled": loader}`; each step takes one batch of each.
+        epochs: how many passes over the data are planned; methods with a schedule need it.
+        examples: size of the training set; lets tables be allocated at once.
+        classes: number of classes.
+        seed: where the methods' random streams start.
+        accumulate: number of micro-batches that each batch is split into.
+        precision: "32", "bf16" or "fp16".
+        clip_norm: largest norm of the gradient that reaches the optimizer.
+        fabric: a launched `lightning.fabric.Fabric`, for several devices.
+
+    Raises:
+        ConflictError: if the methods cannot work together, or need what is not there.
+
+    >>> model = nn.Linear(2, 3)
+    >>> step = Step(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    >>> loss = step((torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])))
+    >>> loss.shape, step.run.counts.steps
+    (torch.Size([]), 1)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer],
+        criterion: Callable[..., Tensor],
+        methods: Sequence[Method] = (),
+        *,
+        streams: Mapping[str, Iterable[Any]] | None = None,
+        epochs: float | None = None,
+        examples: int | None = None,
+        classes: int | None = None,
+        seed: int = 0,
+        accumulate: int = 1,
+        precision: str = "32",
+        clip_norm: float | None = None,
+        fabric: Any = None,
+    ) -> None:
+        check_number("accumulate", accumulate, minimum=1, integer=True)
+        if clip_norm is not None:
+            check_number("clip_norm", clip_norm, above=0)
+        self.methods = list(methods)
+        self.streams = {name: Stream(name, loader) for name, loader in (streams or {}).items()}
+        self.accumulate = accumulate
+        self.precision = Precision(precision)
+        self.clip_norm = clip_norm
+        self.fabric = fabric
+        offers = {f"stream:{name}" for name in self.streams}
+        offers |= {"epochs"} if epochs is not None else set()
+        offers |= {"classes"} if classes is not None else set()
+        check_methods(self.methods, criterion, offers, {"target": "hard"})
+        self.run = Run(model, criterion, seed=seed, epochs=epochs, examples=examples, classes=classes)
+        self.run._losses = self._losses
+        for method in self.methods:
+            method.to(self.run.device)
+            method.setup(self.run)
+        self._evaluation = _Evaluation(self.run, self.methods, self.precision)
+        self._wrapped: Any = self._evaluation
+        self.optimizer = self._optimizer(optimizer)
+        if fabric is not None:
+            self._wrapped = fabric.setup_module(self._evaluation)
+            self.optimizer = fabric.setup_optimizers(self.optimizer)
+            self.run.sharded = "fsdp" in type(fabric.strategy).__name__.lower()
+        self.run.parameters = [p for p in self._evaluation.parameters() if p.requires_grad]
+        self._gradient_call = self._chain("gradient", self._gradient)
+        self._step_call = self._chain("step", self._update)
+        self._checked = False
+        self._seen = 0
+
+    def __call__(self, batch: Mapping[str, Any] | Sequence[Any]) -> Tensor:
+        """Make one step.
+
+        Args:
+            batch: a mapping with `input`, `target` and what the methods need (`index`, ...), or `(input, target)`, or
+                `(input, target, index)`.
+
+        Returns:
+            The batch's mean loss before the update, 0-d, detached.
+        """
+        entries = self._entries(batch)
+        if not self._checked:
+            self._check_batch(entries)
+        for name, stream in self.streams.items():
+            entries[name] = self._entries(next(stream))
+        self._count_epoch(entries)
+        loss = self._step_call(State(self.run, entries))
+        self.run.counts.steps += 1
+        return loss
+
+    def end_epoch(self) -> None:
+        """Say that a pass over the training set is complete. Call it after each pass in a loop of your own."""
+        for method in self.methods:
+            method.epoch_end(self.run)
+        self.run.epoch += 1
+        self._seen = 0
+        if self.run.epochs:
+            self.run.progress = min(1.0, self.run.epoch / self.run.epochs)
+
+    def explain(self) -> str:
+        """Return who wraps what, outermost first.
+
+        >>> model = nn.Linear(2, 2)
+        >>> Step(model, torch.optim.SGD(model.parameters(), 0.1), nn.CrossEntropyLoss()).explain()
+        'step > gradient > loss'
+        """
+        words = []
+        for call in ("step", "gradient", "loss"):
+            names = [method.slug for method in self.methods if method.wraps(call)]
+            words.append(f"{call}[{', '.join(names)}]" if names else call)
+        return " > ".join(words)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the rest of the run depends on: tensors and plain values, loadable weights-only."""
+        criterion = self.run.criterion
+        counts = self.run.counts
+        return {
+            "format": _FORMAT,
+            "model": self.run.model.state_dict(),
+            "criterion": criterion.state_dict() if isinstance(criterion, nn.Module) else {},
+            "methods": {method.slug: method.state_dict() for method in self.methods},
+            "optimizer": self.optimizer.state_dict(),
+            "generators": {name: g.get_state() for name, g in self.run._generators.items()},
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "precision": self.precision.state_dict(),
+            "run": {
+                "epoch": self.run.epoch,
+                "epochs": self.run.epochs,
+                "progress": self.run.progress,
+                "forward": counts.forward,
+                "backward": counts.backward,
+                "steps": counts.steps,
+                "seen": self._seen,
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            UserError: if it was not made by a step with these methods.
+        """
+        if not isinstance(state, Mapping) or state.get("format") != _FORMAT or "methods" not in state:
+            raise UserError("this is not the state of a repertory Step; give what Step.state_dict() returned")
+        slugs = {method.slug for method in self.methods}
+        if set(state["methods"]) != slugs:
+            raise UserError(
+                f"the state was saved with methods {sorted(state['methods'])}, this step has {sorted(slugs)}; "
+                f"build the step with the saved ones"
+            )
+        self.run.model.load_state_dict(state["model"])
+        if isinstance(self.run.criterion, nn.Module):
+            self.run.criterion.load_state_dict(state["criterion"])
+        for method in self.methods:
+            method.load_state_dict(state["methods"][method.slug])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, generator_state in state["generators"].items():
+            self.run.generator(name).set_state(generator_state)
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state["streams"].get(name, {}))
+        self.precision.load_state_dict(state["precision"])
+        saved = state["run"]
+        self.run.epoch, self.run.epochs, self.run.progress = saved["epoch"], saved["epochs"], saved["progress"]
+        counts = self.run.counts
+        counts.forward, counts.backward, counts.steps = saved["forward"], saved["backward"], saved["steps"]
+        self._seen = saved["seen"]
+
+    def _chain(self, call: str, inner: Inner) -> Inner:
+        for method in reversed(self.methods):
+            if method.wraps(call):
+                inner = functools.partial(getattr(method, call), inner=inner)
+        return inner
+
+    def _optimizer(self, optimizer: Any) -> torch.optim.Optimizer:
+        groups = parameter_groups(self.run, self.methods)
+        if isinstance(optimizer, torch.optim.Optimizer):
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            wanted = {id(p) for group in groups for p in group["params"]}
+            if held - wanted:
+                owners = [m.slug for m in self.methods]
+                raise ConflictError(
+                    f"the optimizer holds {len(held - wanted)} parameters that the network no longer has after setup of "
+                    f"{', '.join(owners) or 'no method'}; pass a callable, such as "
+                    f"functools.partial(torch.optim.SGD, lr=0.1), in place of the optimizer"
+                )
+            missing = [{**g, "params": [p for p in g["params"] if id(p) not in held]} for g in groups]
+            base = optimizer.defaults.get("lr", 1.0)
+            for group in missing:
+                # The network's own group may be frozen in part on purpose; what methods and losses bring is not.
+                if group["params"] and group["name"] != "model":
+                    optimizer.add_param_group({**_plain_group(group), "lr": base * group["lr_scale"]})
+            return optimizer
+        made = optimizer([{"params": g["params"], "name": g["name"]} for g in groups])
+        for group, source in zip(made.param_groups, groups):
+            group["lr"] = group["lr"] * source["lr_scale"]
+        return made
+
+    def _entries(self, batch: Any) -> dict[str, Any]:
+        if isinstance(batch, Mapping):
+            entries = dict(batch)
+        elif isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
+            entries = dict(zip(("input", "target", "index"), batch))
+        else:
+            raise UserError(
+                f"a batch is a mapping with 'input' and 'target', or (input, target[, index]); got {type(batch).__name__}"
+            )
+        device = self.run.device
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.device != device:
+                entries[name] = value.to(device, non_blocking=True)
+        return entries
+
+    def _check_batch(self, entries: Mapping[str, Any]) -> None:
+        if "input" not in entries:
+            raise UserError(f"the batch has {', '.join(sorted(entries)) or 'nothing'} but no 'input'")
+        for method in self.methods:
+            if "index" in method.needs and "index" not in entries:
+                raise ConflictError(
+                    f"{method.slug} needs 'index', the position of each example in the training set; the batch has "
+                    f"{', '.join(sorted(entries))}; yield (input, target, index), or use repertory.training.BatchLoader"
+                )
+        self._checked = True
+
+    def _count_epoch(self, entries: Mapping[str, Any]) -> None:
+        self._seen += batch_size(entries)
+        examples = self.run.examples
+        if examples and self._seen * self.run.world_size > 2 * examples + batch_size(entries):
+            timed = [m.slug for m in self.methods if "epochs" in m.needs or m.wraps("epoch_end")]
+            if timed:
+                raise UserError(
+                    f"{self._seen} of {examples} examples were seen since the last end of an epoch, and {timed[0]} goes by "
+                    f"epochs; call step.end_epoch() after each pass over the data"
+                )
+
+    def _losses(self, state: State) -> Tensor:
+        values = []
+        with torch.no_grad():
+            for part in self._micro(state):
+                values.append(self._wrapped(part))
+                self.run.counts.forward += batch_size(part.batch)
+        if values[0].ndim == 0:
+            raise ConflictError(
+                f"a method needs the loss of each example, but {type(self.run.criterion).__name__} gives one number for the "
+                f"batch; use a criterion with reduction='mean' or 'none' and without class weights"
+            )
+        return torch.cat(values)
+
+    def _micro(self, state: State) -> list[State]:
+        if self.accumulate == 1:
+            return [state]
+        return [state.replace(batch=batch) for batch in split(state.batch, self.accumulate)]
+
+    def _gradient(self, state: State) -> Tensor:
+        run, fabric = self.run, self.fabric
+        for parameter in run.parameters:
+            parameter.grad = None
+        parts = self._micro(state)
+        size = batch_size(state.batch)
+        total: Tensor | None = None
+        for number, part in enumerate(parts, start=1):
+            count = batch_size(part.batch)
+            hold = fabric is not None and number < len(parts)
+            with fabric.no_backward_sync(self._wrapped) if hold else contextlib.nullcontext():
+                loss = self._wrapped(part)
+                loss = loss.mean() if loss.ndim else loss
+                if len(parts) > 1:
+                    loss = loss * (count / size)
+                scaled = loss * self.precision.scale if self.precision.scale != 1.0 else loss
+                if fabric is None:
+                    scaled.backward()
+                else:
+                    fabric.backward(scaled)
+            total = loss.detach() if total is None else total + loss.detach()
+            run.counts.forward += count
+            run.counts.backward += count
+        if self.precision.dtype is torch.float16:
+            self.precision.unscale([p.grad for p in run.parameters if p.grad is not None])
+        assert total is not None
+        return total
+
+    def _update(self, state: State) -> Tensor:
+        loss = self._gradient_call(state)
+        if self.precision.take_step():
+            if self.clip_norm is not None:
+                if self.fabric is None:
+                    nn.utils.clip_grad_norm_(self.run.parameters, self.clip_norm)
+                else:
+                    self.fabric.clip_gradients(
+                        self._wrapped, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
+                    )
+            self.optimizer.step()
+        return loss
+
+
+class _Evaluation(nn.Module):
+    """The loss call as one module, so that wrappers for several devices see every parameter in one forward."""
+
+    def __init__(self, run: Run, methods: Sequence[Method], precision: Precision) -> None:
+        super().__init__()
+        self.model = run.model
+        self.criterion = run.criterion if isinstance(run.criterion, nn.Module) else None
+        self.methods = nn.ModuleDict({method.slug.replace(".", "-"): method for method in methods})
+        self._criterion = (per_example(run.criterion),)
+        self._precision = precision
+        inner: Inner = self._base
+        for method in reversed(list(methods)):
+            if method.wraps("loss"):
+                inner = functools.partial(method.loss, inner=inner)
+        self._call = inner
+
+    def forward(self, state: State) -> Tensor:
+        if self._precision.dtype is None:
+            return self._call(state)
+        with self._precision.autocast(state.run.device):
+            return self._call(state)
+
+    def _base(self, state: State) -> Tensor:
+        output = self.model(state.batch["input"])
+        state.output = output
+        values = self._criterion[0](output, state.batch.get("target"))
+        return reduce_to_examples(values, batch_size(state.batch))
+
+
+def parameter_groups(run: Run, methods: Sequence[Method]) -> list[dict[str, Any]]:
+    """Return the groups that the optimizer is made of: the network, the criterion, and one a method with parameters.
+
+    A criterion or method may set `lr_scale`, a factor on the learning rate of its own parameters.
+
+    Returns:
+        Mappings with `params`, `name` and `lr_scale`; groups without parameters are left out.
+    """
+    owners: list[tuple[str, Any]] = [("model", run.model), ("criterion", run.criterion)]
+    owners += [(method.slug, method) for method in methods]
+    groups: list[dict[str, Any]] = []
+    taken: set[int] = set()
+    for name, owner in owners:
+        if not isinstance(owner, nn.Module):
+            continue
+        parameters = [p for p in owner.parameters() if p.requires_grad and id(p) not in taken]
+        taken.update(id(p) for p in parameters)
+        if parameters:
+            scale = 1.0 if name == "model" else float(getattr(owner, "lr_scale", 1.0))
+            groups.append({"params": parameters, "name": name, "lr_scale": scale})
+    return groups
+
+
+def _plain_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {"params": group["params"], "name": group["name"]}

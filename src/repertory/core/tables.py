@@ -1,0 +1,106 @@
+"""Tables of one row an example of the training set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repertory.core.distributed import gather_rows, world_size
+
+_ON_DEVICE = 2**28
+"""Tables up to this many bytes live beside the network's outputs; larger ones stay in main memory."""
+
+
+class ExampleTable(nn.Module):
+    """One row of numbers for each example, found by its position in the training set.
+
+    The table takes its width from the first rows written, grows to the largest index, remembers which rows were
+    written, and is saved with the method that owns it. With several processes every process writes all rows.
+
+    Args:
+        examples: number of rows to allocate at once, or None to grow as needed.
+        dtype: how rows are stored; they are read back as float32.
+
+    >>> table = ExampleTable()
+    >>> table.write(torch.tensor([2, 0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    >>> table.read(torch.tensor([0, 2]))
+    tensor([[3., 4.],
+            [1., 2.]])
+    >>> table.written(torch.tensor([0, 1])).tolist()
+    [True, False]
+    """
+
+    def __init__(self, examples: int | None = None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.examples = examples
+        self.dtype = dtype
+        self.rows: Tensor | None = None
+        self._known: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory taken by the rows."""
+        return 0 if self.rows is None else self.rows.numel() * self.rows.element_size()
+
+    @torch.no_grad()
+    def write(self, index: Tensor, values: Tensor) -> None:
+        """Store one row an example; where an index comes twice, the later row wins.
+
+        Args:
+            index: positions `(n,)`, int64.
+            values: rows `(n, ...)`.
+        """
+        values = values.detach()
+        if world_size() > 1:
+            index, values = gather_rows(index), gather_rows(values)
+        rows, known = self._room(index, values)
+        index = index.to(rows.device)
+        rows[index] = values.to(rows.device, self.dtype)
+        known[index] = True
+
+    def read(self, index: Tensor) -> Tensor:
+        """Return the rows at `index`, `(n, ...)` float32, on the device of `index`; unwritten rows are zero.
+
+        Raises:
+            IndexError: if nothing was ever written, or an index lies beyond the table.
+        """
+        if self.rows is None:
+            raise IndexError("the table is empty: nothing was written yet")
+        return self.rows[index.to(self.rows.device)].to(index.device, torch.float32)
+
+    def written(self, index: Tensor) -> Tensor:
+        """Return whether each row was written, `(n,)` bool on the device of `index`."""
+        if self._known is None:
+            return torch.zeros_like(index, dtype=torch.bool)
+        inside = index.to(self._known.device).clamp(max=len(self._known) - 1)
+        return self._known[inside].to(index.device) & (index < len(self._known))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the table's content, for the state dict."""
+        return {"rows": self.rows, "known": self._known}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over a saved content."""
+        device = None if self.rows is None else self.rows.device
+        self.rows, self._known = (
+            None if state[key] is None else state[key].clone().to(device) for key in ("rows", "known")
+        )
+
+    def _room(self, index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.rows is not None and self._known is not None:
+            if self.examples is not None or int(index.max()) < len(self.rows):
+                return self.rows, self._known
+        needed = max(self.examples or 0, int(index.max()) + 1)
+        held = 0 if self.rows is None else len(self.rows)
+        capacity = needed if self.examples else max(needed, 2 * held)
+        width = values.shape[1:]
+        size = capacity * width.numel() * torch.finfo(self.dtype).bits // 8
+        device = values.device if size <= _ON_DEVICE else torch.device("cpu")
+        rows = torch.zeros((capacity, *width), dtype=self.dtype, device=device)
+        known = torch.zeros(capacity, dtype=torch.bool, device=device)
+        if self.rows is not None and self._known is not None:
+            rows[:held], known[:held] = self.rows.to(device), self._known.to(device)
+        self.rows, self._known = rows, known
+        return rows, known
