@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from repertory.core.method import Method
     from repertory.core.step import Step
     from repertory.recipe import Part, Recipe
-    from repertory.training.api import fit
+    from repertory.scenarios.fit import fit
     from repertory.training.saved import load
 
 _HOMES = {
@@ -26,7 +26,7 @@ _HOMES = {
     "Step": "repertory.core.step",
     "compare": "repertory.compare.api",
     "find": "repertory.catalogue.find",
-    "fit": "repertory.training.api",
+    "fit": "repertory.scenarios.fit",
     "load": "repertory.training.saved",
 }
 

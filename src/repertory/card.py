@@ -45,6 +45,8 @@ class Card:
         scenarios: names of the scenarios the method plays in.
         needs: what it asks of the data or the run: "index", "epochs", "classes", "per_example_loss", "stream:NAME".
         neutral: options at which the method equals the baseline exactly, or None where no such setting exists.
+        owns: slots of the recipe of which there is one ("head"), beside those that `edit` visibly replaces.
+        search: range of an option for tuning, `{"rho": (0.01, 0.5)}`; drawn evenly on a logarithmic scale.
         tags: further words to find it by.
         baseline: True for a reference method that is here because claims are measured against it.
     """
@@ -63,7 +65,9 @@ class Card:
     scenarios: tuple[str, ...] = ("supervised",)
     needs: tuple[str, ...] = ()
     neutral: Mapping[str, Any] | None = None
-    tags: tuple[str, ...] = field(default=())
+    owns: tuple[str, ...] = ()
+    search: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
     baseline: bool = False
 
     def __post_init__(self) -> None:

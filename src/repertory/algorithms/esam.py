@@ -62,6 +62,7 @@ CARD = Card(
     defaults={"rho": 0.05, "beta": 0.6, "gamma": 0.5, "adaptive": False},
     needs=("per_example_loss",),
     neutral={"rho": 0.0, "gamma": 1.0},
+    search={"rho": (0.01, 0.5)},
     tags=("sharpness", "data selection", "efficient training"),
 )
 

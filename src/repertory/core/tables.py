@@ -64,11 +64,12 @@ class ExampleTable(nn.Module):
         """Return the rows at `index`, `(n, ...)` float32, on the device of `index`; unwritten rows are zero.
 
         Raises:
-            IndexError: if nothing was ever written, or an index lies beyond the table.
+            IndexError: if nothing was ever written, or an index lies beyond the `examples` that were named.
         """
         if self.rows is None:
             raise IndexError("the table is empty: nothing was written yet")
-        return self.rows[index.to(self.rows.device)].to(index.device, torch.float32)
+        rows, _ = self._room(index, self.rows)
+        return rows[index.to(rows.device)].to(index.device, torch.float32)
 
     def written(self, index: Tensor) -> Tensor:
         """Return whether each row was written, `(n,)` bool on the device of `index`."""

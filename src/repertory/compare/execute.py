@@ -1,0 +1,99 @@
+"""Where jobs run: in processes of this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue as queues
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
+
+from repertory.compare.jobs import run_job
+from repertory.compare.workers import worker_pool
+from repertory.errors import UserError, check_choice
+
+Job = dict[str, Any]
+Result = dict[str, Any]
+PLACES = ("local", "ray")
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process was killed from outside, most often for want of memory."""
+
+
+class Execute(Protocol):
+    """Runs jobs and yields each with its result, in the order in which they end."""
+
+    def __call__(self, jobs: Sequence[Job], on_progress: Callable[[str, float], None]) -> Iterator[tuple[Job, Result]]:
+        """Run the jobs."""
+        ...
+
+
+def executor(place: str, processes: int) -> Execute:
+    """Return the executor of that name.
+
+    Args:
+        place: "local" or "ray".
+        processes: worker processes, for "local".
+
+    Raises:
+        UserError: if Ray is asked for and not installed.
+    """
+    check_choice("on", place, PLACES)
+    if place == "ray":
+        return _on_ray()
+    return lambda jobs, on_progress: _locally(jobs, on_progress, processes)
+
+
+def _locally(
+    jobs: Sequence[Job], on_progress: Callable[[str, float], None], processes: int
+) -> Iterator[tuple[Job, Result]]:
+    if not jobs:
+        return
+    messages = multiprocessing.get_context("spawn").Queue()
+    with worker_pool(min(processes, len(jobs)), queue=messages) as pool:
+        running: dict[Future[Result], Job] = {pool.submit(run_job, job): job for job in jobs}
+        try:
+            while running:
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for key, share in _drain(messages):
+                    on_progress(key, share)
+                for future in done:
+                    yield running.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise WorkerDiedError(
+                "a worker process was killed (often for want of memory); finished runs are kept: go on with --resume, "
+                "perhaps with --jobs 1"
+            ) from error
+
+
+def _drain(messages: Any) -> Iterator[tuple[str, float]]:
+    while True:
+        try:
+            yield messages.get_nowait()
+        except queues.Empty:
+            return
+
+
+def _on_ray() -> Execute:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError('on="ray" needs Ray; install it with: pip install "repertory[ray]"') from error
+
+    def run(jobs: Sequence[Job], on_progress: Callable[[str, float], None]) -> Iterator[tuple[Job, Result]]:
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, include_dashboard=False)
+        remote = ray.remote(num_cpus=1, max_retries=2)(run_job)
+        running = {remote.remote(job): job for job in jobs}
+        try:
+            while running:
+                done, _ = ray.wait(list(running), num_returns=1)
+                for reference in done:
+                    yield running.pop(reference), ray.get(reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    return run

@@ -1,0 +1,124 @@
+"""Turn new raw input into a batch that a trained model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from repertory.datasets import columns as tables
+from repertory.datasets import images
+from repertory.datasets.columns import Column
+from repertory.datasets.raw_arrays import array_inputs, read_arrays
+from repertory.errors import DataError
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How raw input became the inputs of a data set, to do the same with new input.
+
+    Args:
+        kind: "image", "table" or "sequence".
+        shape: shape of one input.
+        columns: of a table, in order.
+
+    >>> encoder = Encoder("table", (2,), (Column("age"), Column("height")))
+    >>> Encoder.from_dict(encoder.to_dict()) == encoder
+    True
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    columns: tuple[Column, ...] = ()
+
+    def encode(self, path: str) -> tuple[Tensor, list[str]]:
+        """Read new input.
+
+        Args:
+            path: for images, a file or a folder of any depth; for tables, a CSV, TSV or Parquet file with the
+                columns of the training table, target or not; for all kinds, `.npy` or `.npz` with an array
+                `x`.
+
+        Returns:
+            Inputs `(examples, *shape)`, and a name for each: the file's path below the folder, or the row
+            from 1.
+
+        Raises:
+            DataError: if the input cannot be read, or does not fit what the model was trained on.
+        """
+        place = Path(path).expanduser()
+        if not place.exists():
+            raise DataError(f"{path!r} does not exist; give the path of new input")
+        if place.suffix.lower() in {".npy", ".npz"}:
+            inputs = self._from_arrays(place)
+            return inputs, [str(row + 1) for row in range(len(inputs))]
+        if self.kind == "image":
+            return self._from_images(place)
+        if self.kind == "table" and place.suffix.lower() in tables.SUFFIXES:
+            text = [column.name for column in self.columns if column.categories is not None]
+            frame = tables.read_frame(place, text)
+            return tables.encode_frame(self.columns, frame, str(place)), [
+                str(row + 1) for row in range(len(frame))
+            ]
+        allowed = (
+            f"{', '.join(tables.SUFFIXES)}, .npy and .npz" if self.kind == "table" else ".npy and .npz with x"
+        )
+        raise DataError(f"{path!r} is not read as {self.kind} input; allowed are {allowed}")
+
+    def _from_images(self, place: Path) -> tuple[Tensor, list[str]]:
+        paths = images.scan(place)[0] if place.is_dir() else [place]
+        if not paths:
+            raise DataError(
+                f"{str(place)!r} holds no images; allowed are {', '.join(sorted(images.SUFFIXES))}"
+            )
+        channels, height, width = self.shape
+        inputs, bad = images.decode(paths, (channels, height, width))
+        if bad:
+            raise images.unreadable(bad, len(paths), "replace or remove them")
+        return inputs, [path.relative_to(place).as_posix() if place.is_dir() else path.name for path in paths]
+
+    def _from_arrays(self, place: Path) -> Tensor:
+        arrays = read_arrays(place)
+        if "x" not in arrays:
+            raise DataError(f"{str(place)!r} lacks the array x; it has {', '.join(arrays) or 'none'}")
+        named = [column.name for column in self.columns if column.categories is not None]
+        if named:
+            raise DataError(
+                f"{str(place)!r} cannot hold the text columns {', '.join(named)}; give a CSV or Parquet file"
+            )
+        values = arrays["x"]
+        if self.kind == "sequence" and values.ndim == 2 and self.shape[0] == 1:
+            values = values[:, None]
+        modality, inputs = array_inputs(values, str(place))
+        if modality != self.kind or tuple(inputs.shape[1:]) != self.shape:
+            raise DataError(
+                f"{str(place)!r} has {modality} inputs of shape {tuple(inputs.shape[1:])}, "
+                f"but the model takes {self.kind} inputs of shape {self.shape}"
+            )
+        return inputs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values (ready for JSON) that `from_dict` turns back into an equal encoder."""
+        return {
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "columns": [
+                {
+                    "name": column.name,
+                    "categories": None if column.categories is None else list(column.categories),
+                }
+                for column in self.columns
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Encoder:
+        """Rebuild an encoder from `to_dict`'s result."""
+        columns = tuple(
+            Column(column["name"], None if column["categories"] is None else tuple(column["categories"]))
+            for column in plain["columns"]
+        )
+        return cls(plain["kind"], tuple(plain["shape"]), columns)

@@ -1,0 +1,1 @@
+"""Scenarios: what kind of problem is being solved, one file each."""

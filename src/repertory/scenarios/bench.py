@@ -1,0 +1,255 @@
+"""The bench: what curation and transforms may ask of a run, within its budget."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repertory.core.classifier import features_and_output
+from repertory.core.randomness import generator_for, seeded
+from repertory.core.state import Counts
+from repertory.core.step import Step
+from repertory.datasets import Examples, Splits
+from repertory.errors import UserError
+from repertory.recipe import Recipe, locate
+from repertory.training.budget import Budget
+from repertory.training.build import build_learner
+from repertory.training.checkpoint import load_checkpoint, save_checkpoint
+from repertory.training.evaluate import higher_is_better, main_metric, metrics, predict
+from repertory.training.learner import Learner
+from repertory.training.loaders import BatchLoader
+from repertory.training.loop import train
+
+Progress = Callable[[float], None]
+
+
+class Bench:
+    """One run of a recipe on one split of the data: it builds, trains, predicts, and counts what that costs.
+
+    Args:
+        recipe: what to run.
+        splits: the data for this seed.
+        in_shape: shape of one input.
+        outputs: number of classes, or 1.
+        task: "classification" or "regression".
+        seed: the run's seed.
+        budget: what the whole run may spend.
+        device: where to train.
+        precision: "32", "bf16" or "fp16".
+        fabric: a launched Fabric, for several devices.
+        checkpoints: folder for checkpoints at the end of each epoch; a training whose checkpoint lies there goes on from it.
+        on_progress: called with the share of the whole budget that is spent.
+        on_record: called with each epoch's record.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        splits: Splits,
+        *,
+        in_shape: tuple[int, ...],
+        outputs: int,
+        task: str,
+        seed: int,
+        budget: Budget,
+        device: str = "cpu",
+        precision: str = "32",
+        fabric: Any = None,
+        checkpoints: Path | None = None,
+        on_progress: Progress | None = None,
+        on_record: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.splits = splits
+        self.in_shape = in_shape
+        self.outputs = outputs
+        self.task = task
+        self.seed = seed
+        self.budget = budget
+        self.device = torch.device(device)
+        self.counts = Counts()
+        self.seconds = 0.0
+        self.peak_bytes = 0
+        self.curve: list[dict[str, Any]] = []
+        self._precision = precision
+        self._fabric = fabric
+        self._checkpoints = checkpoints
+        self._on_progress = on_progress
+        self._on_record = on_record
+        self._spent = 0.0
+
+    def generator(self, name: str) -> torch.Generator:
+        """Return a CPU generator seeded from the run's seed and `name`."""
+        return generator_for(self.seed, name)
+
+    def fresh_model(self, name: str = "model") -> Learner:
+        """Return a network with the recipe's surgery and criterion, its weights drawn from (seed, name)."""
+        offset, scale = self.splits.target_mean, self.splits.target_std
+        learner = build_learner(
+            self.recipe, self.in_shape, self.outputs, self.seed, name=name, offset=offset, scale=scale
+        )
+        return learner.to(self.device)
+
+    def train(
+        self,
+        model: Learner,
+        share: float,
+        *,
+        name: str = "train",
+        lr_scale: float = 1.0,
+        weight_decay_scale: float = 1.0,
+        rows: Tensor | None = None,
+    ) -> Learner:
+        """Train the model in place as the recipe says, and return it.
+
+        Args:
+            model: from `fresh_model`, or a copy of such a model.
+            share: share of the whole budget to spend.
+            name: names the order of the batches and the draws of dropout.
+            lr_scale: factor on the recipe's learning rate.
+            weight_decay_scale: factor on its weight decay.
+            rows: train on these rows of the training part only `(n,)`.
+
+        Raises:
+            DivergedError: if the loss stops being finite.
+        """
+        if share <= 0:
+            return model
+        recipe, fabric = self.recipe, self._fabric
+        loader = BatchLoader(
+            self.splits.train.inputs,
+            self._targets(self.splits.train),
+            batch_size=recipe.batch_size,
+            seed=self.seed,
+            name=name,
+            normaliser=self.splits.normaliser,
+            augment=recipe.augment,
+            rows=rows,
+        )
+        step = Step(
+            model.network,
+            functools.partial(self._optimizer, lr_scale, weight_decay_scale),
+            model.criterion,
+            [part.build() for part in recipe.methods],
+            epochs=recipe.epochs * share,
+            examples=len(self.splits.train),
+            classes=self.outputs if self.task == "classification" else None,
+            seed=self.seed,
+            accumulate=recipe.accumulate,
+            precision=self._precision,
+            clip_norm=recipe.clip_norm,
+            fabric=fabric,
+        )
+        model.network = step.run.model
+        saved = None if self._checkpoints is None else self._checkpoints / f"{name}.pt"
+        earlier = load_checkpoint(saved, step, loader) if saved is not None and saved.exists() else 0.0
+        budget = self.budget.part(share)
+
+        def on_epoch(progress: float, record: dict[str, Any]) -> None:
+            validation = metrics(self.predict(model, "validation"), self.splits.validation.targets, self.task)
+            total = {"passes": self.counts.passes + record["passes"], "seconds": self.seconds + record["seconds"]}
+            place = {"stage": name, "progress": self._spent + share * progress, "steps": step.run.counts.steps}
+            self.curve.append({**record, **total, **place, "validation": validation})
+            if self._on_record is not None:
+                self._on_record(self.curve[-1])
+            if saved is not None and (fabric is None or fabric.is_global_zero):
+                save_checkpoint(saved, step, loader, record["seconds"])
+            if self._on_progress is not None:
+                self._on_progress(min(1.0, self._spent + share * progress))
+
+        with seeded(self.seed, f"{name}/training"):
+            cost = train(
+                step,
+                loader,
+                budget,
+                schedule=recipe.schedule,
+                warmup=recipe.warmup,
+                on_epoch=on_epoch,
+                watch_memory=self.peak_bytes == 0,
+                seconds=earlier,
+            )
+        self.seconds += cost["seconds"]
+        self._spent += share
+        counts = step.run.counts
+        self.count(forward=counts.forward, backward=counts.backward, steps=counts.steps)
+        self.peak_bytes = max(self.peak_bytes, cost["peak_bytes"] + _held(step))
+        return model
+
+    def predict(self, model: nn.Module, part: str) -> Tensor:
+        """Return the model's outputs `(examples, outputs)` for "train", "validation" or "test", in evaluation mode."""
+        return predict(model, self._examples(part).inputs, self.splits.normaliser)
+
+    def features(self, model: nn.Module, part: str) -> tuple[Tensor, Tensor]:
+        """Return what enters the last linear layer `(examples, width)`, and the outputs `(examples, outputs)`."""
+        inputs, found = self._examples(part).inputs, []
+        model.eval()
+        with torch.no_grad():
+            for chunk in inputs.split(1024):
+                features, output = features_and_output(model, self.splits.normaliser(chunk).to(self.device))
+                found.append((features.float().cpu(), output.float().cpu()))
+        self.count(forward=len(inputs))
+        return torch.cat([f for f, _ in found]), torch.cat([o for _, o in found])
+
+    def score(self, model: nn.Module) -> float:
+        """Return the validation metric, turned so that higher is better."""
+        name = main_metric(self.task)
+        value = metrics(self.predict(model, "validation"), self.splits.validation.targets, self.task)[name]
+        return value if higher_is_better[name] else -value
+
+    def batches(self, part: str = "train") -> Iterator[dict[str, Any]]:
+        """Yield normalised batches of a part in the data's order, without augmentation."""
+        examples = self._examples(part)
+        return iter(
+            BatchLoader(
+                examples.inputs.to(self.device),
+                self._targets(examples).to(self.device),
+                batch_size=self.recipe.batch_size,
+                shuffle=False,
+                normaliser=self.splits.normaliser,
+            )
+        )
+
+    def count(self, *, forward: int = 0, backward: int = 0, steps: int = 0) -> None:
+        """Add own passes to the run's cost."""
+        self.counts.forward += forward
+        self.counts.backward += backward
+        self.counts.steps += steps
+
+    def _examples(self, part: str) -> Examples:
+        examples: Examples = getattr(self.splits, part)
+        return examples
+
+    def _targets(self, examples: Examples) -> Tensor:
+        if self.task == "classification":
+            return examples.targets
+        return ((examples.targets - self.splits.target_mean) / self.splits.target_std)[:, None]
+
+    def _optimizer(self, lr_scale: float, weight_decay_scale: float, groups: Any) -> torch.optim.Optimizer:
+        part = self.recipe.optimizer
+        factory = locate(part.factory)
+        optimizer = factory(groups, **part.options)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UserError(f"optimizer {part.factory!r} made a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * lr_scale
+            if "weight_decay" in group:
+                group["weight_decay"] = group["weight_decay"] * weight_decay_scale
+        return optimizer
+
+
+def _held(step: Step) -> int:
+    """Bytes that stay allocated between steps: weights, optimizer state, and the methods' state."""
+    tensors: list[Tensor] = [*step.run.model.parameters(), *step.run.model.buffers()]
+    for values in step.optimizer.state.values():
+        tensors += [value for value in values.values() if isinstance(value, Tensor)]
+    total = sum(t.numel() * t.element_size() for t in tensors)
+    for method in step.methods:
+        own = [*method.parameters(), *method.buffers()]
+        total += sum(t.numel() * t.element_size() for t in own)
+        total += sum(getattr(module, "bytes", 0) for module in method.modules())
+    return total

@@ -1,0 +1,143 @@
+"""What a user chooses: data, model, device and the baseline's settings, read and checked."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from repertory import datasets
+from repertory.core.conflicts import check_methods
+from repertory.datasets import Dataset
+from repertory.errors import OptionError, UserError, check_choice, check_number, nearest
+from repertory.recipe import Part, Recipe
+from repertory.scenarios import supervised
+from repertory.scenarios.methods import Arm, parse_options
+from repertory.training.build import build_learner, build_part
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data are, as a worker needs it to read them again.
+
+    Args:
+        spec: name or path, with `?` options.
+        target: column of the target, for tables.
+        image_size: side of the images, None for the folder's own.
+        skip_bad: go on without unreadable images.
+    """
+
+    spec: str
+    target: str | None = None
+    image_size: int | None = None
+    skip_bad: bool = False
+
+    def load(self) -> Dataset:
+        """Read the data; read once a process."""
+        return _load(self)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(source: Source) -> Dataset:
+    return datasets.load(
+        source.spec, target=source.target, image_size=source.image_size, skip_bad=source.skip_bad
+    )
+
+
+def model_part(text: str) -> Part:
+    """Read `timm:NAME`, `repertory:NAME` or `package.module:factory`, each with `:option=value,...`.
+
+    Raises:
+        UserError: if it is none of these.
+
+    >>> model_part("timm:resnet18:pretrained=true").options
+    {'name': 'resnet18', 'pretrained': True}
+    """
+    source, colon, rest = text.partition(":")
+    name, _, options = rest.partition(":")
+    if not colon or not name:
+        raise UserError(f"--model {text!r} is not of the form timm:NAME, repertory:NAME or package.module:factory")
+    given = parse_options(options, text)
+    if source == "timm":
+        return Part("repertory.models.sources:from_timm", {"name": name, **given})
+    if source == "repertory":
+        from repertory import models
+
+        if name not in models.__all__:
+            hint = nearest(name, models.__all__)
+            raise UserError(f"repertory has no model {name!r}; it has {', '.join(models.__all__)}; {hint}".rstrip("; "))
+        return Part(f"repertory.models:{name}", given)
+    return Part(f"{source}:{name}", given)
+
+
+def device_of(name: str) -> str:
+    """Return the device meant by a name; "auto" takes a GPU where there is one.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name!r} is not there ({str(error).splitlines()[0]}); use cpu or auto") from error
+    return name
+
+
+def chosen_recipe(
+    dataset: Dataset,
+    *,
+    model: str | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    augment: str | None = None,
+) -> tuple[Recipe, str]:
+    """Return the baseline recipe with what the user chose, and why it has that model.
+
+    Raises:
+        UserError: if a choice is not allowed, or does not fit the data.
+    """
+    default, reason = supervised.default_model(dataset)
+    part = default if model is None else model_part(model)
+    if epochs is not None:
+        check_number("epochs", epochs, minimum=1, integer=True)
+    recipe = supervised.baseline(dataset, part, epochs=epochs or 30)
+    if lr is not None:
+        check_number("lr", lr, above=0)
+        optimizer = Part(recipe.optimizer.factory, {**recipe.optimizer.options, "lr": lr})
+        recipe = recipe.replace(optimizer=optimizer)
+    if batch_size is not None:
+        check_number("batch_size", batch_size, minimum=1, integer=True)
+        recipe = recipe.replace(batch_size=batch_size)
+    if augment is not None:
+        check_choice("augment", augment, ("none", "shift", "flip-shift"))
+        if dataset.modality != "image" and augment != "none":
+            raise OptionError(f"augment={augment!r} needs images, but the data are a {dataset.modality}; leave it out")
+        recipe = recipe.replace(augment=augment)
+    return recipe, "as given" if model is not None else reason
+
+
+def check_arm(each: Arm, dataset: Dataset) -> None:
+    """Build every part of a recipe once, so that what cannot work fails before any training.
+
+    Raises:
+        UserError: naming the arm and what is wrong with it.
+    """
+    recipe = each.recipe
+    try:
+        learner = build_learner(recipe, dataset.in_shape, dataset.outputs, seed=0)
+        methods = [part.build() for part in recipe.methods]
+        recipe.optimizer.build([nn.Parameter(torch.zeros(1))])
+        for part in (*recipe.curation, *recipe.after):
+            build_part(part)
+        offers = {"epochs"} | ({"classes"} if dataset.task == "classification" else set())
+        check_methods(methods, learner.criterion, offers, {"target": "hard"})
+    except UserError as error:
+        raise type(error)(f"{each.label}: {error}") from error
+    except TypeError as error:
+        raise OptionError(f"{each.label}: {error}") from error

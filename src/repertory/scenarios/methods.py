@@ -1,0 +1,190 @@
+"""From what the user typed, `esam:rho=0.1+lion`, to a recipe."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from repertory import catalogue
+from repertory.errors import ConflictError, OptionError, UserError, nearest
+from repertory.recipe import Part, Recipe, locate
+
+_SLOTS = ("model", "criterion", "optimizer")
+"""Slots that hold one part, so that two methods cannot both fill them."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a comparison.
+
+    Args:
+        label: what the user typed.
+        slugs: the methods in it, empty for the baseline.
+        recipe: the edited recipe.
+    """
+
+    label: str
+    slugs: tuple[str, ...]
+    recipe: Recipe
+
+
+def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Split `esam:rho=0.1,beta=0.5+lion` into names and options.
+
+    Raises:
+        OptionError: if an option is not of the form name=value.
+
+    >>> parse("esam:rho=0.1,adaptive=true+lion")
+    [('esam', {'rho': 0.1, 'adaptive': True}), ('lion', {})]
+    >>> parse("my.module:Method:strength=1e-3")
+    [('my.module:Method', {'strength': 0.001})]
+    """
+    # A plus sign inside a number (1e+3) separates nothing.
+    return [_parse_one(piece.strip(), text) for piece in re.split(r"(?<![0-9][eE])\+", text)]
+
+
+def _parse_one(piece: str, text: str) -> tuple[str, dict[str, Any]]:
+    if not piece:
+        raise UserError(f"{text!r} names no method beside a '+'; write for example esam+lion")
+    parts = piece.split(":")
+    name, rest = parts[0], parts[1:]
+    if rest and "=" not in rest[0]:
+        name, rest = f"{name}:{rest[0]}", rest[1:]
+    return name, parse_options(":".join(rest), piece)
+
+
+def parse_options(text: str, where: str) -> dict[str, Any]:
+    """Read `a=1,b=true` into a mapping of plain values.
+
+    Raises:
+        OptionError: if a piece is not of the form name=value.
+    """
+    options: dict[str, Any] = {}
+    # A comma inside brackets belongs to a list: betas=[0.9,0.99].
+    for item in re.split(r",(?![^\[\(]*[\]\)])", text) if text else []:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise OptionError(f"{item!r} in {where!r} is not of the form option=value, as in esam:rho=0.1,beta=0.5")
+        options[key.strip()] = _value(value.strip())
+    return options
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    if text[:1] in "[(" and text[-1:] in "])":
+        return [_value(item.strip()) for item in text[1:-1].split(",") if item.strip()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def arm(text: str, baseline: Recipe, task: str, scenario: str) -> Arm:
+    """Edit the baseline recipe with the methods of one argument.
+
+    Args:
+        text: what the user typed.
+        baseline: the recipe to edit.
+        task: "classification" or "regression".
+        scenario: name of the scenario.
+
+    Raises:
+        UserError: if a method is unknown, an option is unknown or out of range, or two methods conflict.
+    """
+    recipe, slugs, owner = baseline, [], {}
+    for name, options in parse(text):
+        slug, edited, owns = _edit(name, options, recipe, task, scenario)
+        taken = {slot for slot in _SLOTS if getattr(edited, slot) != getattr(recipe, slot)} | set(owns)
+        for slot in sorted(taken & owner.keys()):
+            raise ConflictError(
+                f"{owner[slot]} and {slug} both replace the {slot} and cannot be combined; compare them side by side "
+                f"instead: {owner[slot]} {slug}"
+            )
+        owner.update(dict.fromkeys(taken, slug))
+        recipe = edited
+        slugs.append(slug)
+    if recipe.train_share < 0:
+        raise ConflictError(f"{text}: the shares of the budget that {' and '.join(slugs)} take add up to more than all of it")
+    return Arm(text, tuple(slugs), recipe)
+
+
+def _edit(
+    name: str, options: Mapping[str, Any], recipe: Recipe, task: str, scenario: str
+) -> tuple[str, Recipe, tuple[str, ...]]:
+    if ":" in name:
+        return _foreign(name, options, recipe)
+    entry = catalogue.get(name)
+    card = entry.card
+    if scenario not in card.scenarios:
+        raise UserError(f"{name} plays in the scenario {' or '.join(card.scenarios)}, not in {scenario}; leave it out")
+    if "classes" in card.needs and task != "classification":
+        raise ConflictError(f"{name} needs classes, but the target is a number ({task}); leave it out, or read the target as classes")
+    edit = importlib.import_module(entry.module).edit
+    own = {key for key, p in inspect.signature(edit).parameters.items() if p.kind is not p.VAR_KEYWORD and key != "recipe"}
+    try:
+        edited: Recipe = edit(recipe, **options)
+    except TypeError as error:
+        raise OptionError(f"{name}: {error}") from error
+    _check_options(name, options, own, recipe, edited)
+    return name, edited, card.owns
+
+
+def _foreign(path: str, options: Mapping[str, Any], recipe: Recipe) -> tuple[str, Recipe, tuple[str, ...]]:
+    """Put a method that is not in the catalogue in the slot that its class belongs to."""
+    import torch
+    from torch import nn
+
+    from repertory.core.method import Method
+
+    found = locate(path)
+    if not inspect.isclass(found):
+        raise UserError(f"{path!r} is not a class; name a core.Method, an optimizer or a loss module")
+    if issubclass(found, Method):
+        part = Part(path, dict(options), found.slug or path)
+        edited = recipe.add("methods", part)
+    elif issubclass(found, torch.optim.Optimizer):
+        part = Part(path, {**recipe.optimizer.options, **options}, path)
+        edited = recipe.replace(optimizer=part)
+    elif issubclass(found, nn.Module):
+        part = Part(path, dict(options), path)
+        edited = recipe.replace(criterion=part)
+    else:
+        raise UserError(f"{path!r} is a {found.__name__}; name a core.Method, an optimizer or a loss module")
+    _check_options(path, options, set(), recipe, edited)
+    return part.slug or path, edited, ()
+
+
+def parts_of(recipe: Recipe) -> list[Part]:
+    """Return every part of a recipe."""
+    return [
+        recipe.model, recipe.criterion, recipe.optimizer,
+        *recipe.surgery, *recipe.methods, *recipe.curation, *recipe.after,
+    ]  # fmt: skip
+
+
+def _check_options(name: str, options: Mapping[str, Any], own: set[str], before: Recipe, after: Recipe) -> None:
+    old = parts_of(before)
+    known = set(own)
+    for part in parts_of(after):
+        if part in old:
+            continue
+        parameters = inspect.signature(locate(part.factory)).parameters
+        free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        names = {key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        names -= {"self", "params", "in_shape", "outputs", "model"}
+        known |= names
+        if free:
+            known |= set(options)
+    for key in options:
+        if key not in known:
+            hint = nearest(key, known)
+            listed = ", ".join(sorted(known)) or "none"
+            raise OptionError(f"{name} has no option {key!r}; it has {listed}; {hint}".rstrip("; "))

@@ -1,0 +1,166 @@
+"""Supervised learning: train on labelled examples, judge on held-out ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repertory.datasets import Dataset, Splits
+from repertory.recipe import Part, Recipe
+from repertory.scenarios.bench import Bench
+from repertory.training.budget import Budget, baseline_amount
+from repertory.training.evaluate import metrics
+from repertory.training.learner import Learner
+from repertory.training.loaders import BatchLoader
+
+NAME = "supervised"
+
+
+@dataclass
+class Outcome:
+    """What one run gave.
+
+    Args:
+        learner: the trained model.
+        metrics: by part ("validation", "test"), by name.
+        curve: one record an epoch.
+        cost: steps, forward and backward (examples), passes, seconds, peak_bytes.
+        splits: the data it was trained on.
+    """
+
+    learner: Learner
+    metrics: dict[str, dict[str, float]]
+    curve: list[dict[str, Any]]
+    cost: dict[str, float]
+    splits: Splits = field(repr=False)
+
+
+def default_model(dataset: Dataset) -> tuple[Part, str]:
+    """Return the network that suits the data when the user names none, and why."""
+    if dataset.modality == "image":
+        size = "x".join(map(str, dataset.in_shape[1:]))
+        return Part("repertory.models.small:small_cnn"), f"a small convolutional network, since the inputs are {size} images"
+    if dataset.modality == "sequence":
+        return Part("repertory.models.small:conv1d"), "a small 1-d convolutional network, since the inputs are sequences"
+    return Part("repertory.models.small:mlp"), "a small multilayer perceptron, since the inputs are rows of a table"
+
+
+def baseline(dataset: Dataset, model: Part, *, epochs: int = 30) -> Recipe:
+    """Return the recipe that every method is compared with: AdamW, cosine schedule, cross-entropy or squared error.
+
+    Args:
+        dataset: its size sets the batch size, its origin the augmentation (photos are shifted and mirrored, built-in
+            data and tables are not).
+        model: the network.
+        epochs: passes over the training set.
+    """
+    examples = round(len(dataset.targets) * 0.7)
+    small = model.factory.startswith("repertory.models.small:")
+    lr = 1e-4 if model.options.get("pretrained") else (2e-3 if small else 1e-3)
+    loss = "CrossEntropyLoss" if dataset.task == "classification" else "MSELoss"
+    photos = dataset.modality == "image" and min(dataset.in_shape[1:]) >= 24
+    return Recipe(
+        model=model,
+        criterion=Part(f"torch.nn:{loss}"),
+        optimizer=Part("torch.optim:AdamW", {"lr": lr, "weight_decay": 0.01}),
+        epochs=epochs,
+        batch_size=64 if examples >= 640 else max(8, examples // 10),
+        augment="flip-shift" if photos else "none",
+    )
+
+
+def budget_of(kind: str, recipe: Recipe, dataset: Dataset, splits: Splits, seconds_per_epoch: float = 0.0) -> Budget:
+    """Return the budget that the baseline recipe spends in its epochs.
+
+    Args:
+        kind: "compute", "steps" or "seconds".
+        recipe: the baseline.
+        dataset: the data.
+        splits: its parts.
+        seconds_per_epoch: measured beforehand, for "seconds".
+    """
+    loader = BatchLoader(splits.train.inputs, splits.train.targets, batch_size=recipe.batch_size)
+    amount = baseline_amount(
+        kind,
+        epochs=recipe.epochs,
+        examples=len(splits.train),
+        batches=len(loader),
+        seconds=recipe.epochs * seconds_per_epoch,
+    )
+    return Budget(kind, amount)  # type: ignore[arg-type]
+
+
+def run(
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    seed: int,
+    budget: Budget,
+    split_seed: int | None = None,
+    device: str = "cpu",
+    precision: str = "32",
+    fabric: Any = None,
+    checkpoints: Path | None = None,
+    on_progress: Callable[[float], None] | None = None,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
+    """Run a recipe once.
+
+    Args:
+        recipe: what to run.
+        dataset: the data.
+        seed: decides split, initial weights, order of batches, and every method's draws.
+        budget: what the run may spend on training.
+        split_seed: another seed for the split alone.
+        device: "cpu", "cuda", "cuda:1", ...
+        precision: "32", "bf16" or "fp16".
+        fabric: a launched Fabric, for several devices.
+        checkpoints: folder to write checkpoints to and to go on from.
+        on_progress: called with the share that is spent.
+        on_record: called with each epoch's record.
+
+    Raises:
+        DivergedError: if the training loss stops being finite.
+        UserError: if recipe and data do not fit.
+    """
+    splits = dataset.prepare(seed if split_seed is None else split_seed)
+    bench = Bench(
+        recipe,
+        splits,
+        in_shape=dataset.in_shape,
+        outputs=dataset.outputs,
+        task=dataset.task,
+        seed=seed,
+        budget=budget,
+        device=device,
+        precision=precision,
+        fabric=fabric,
+        checkpoints=checkpoints,
+        on_progress=on_progress,
+        on_record=on_record,
+    )
+    learner = bench.fresh_model()
+    rows = None
+    for part in recipe.curation:
+        chosen = part.build().choose(bench)
+        rows = chosen if rows is None else rows[torch.isin(rows, chosen)]
+    learner = bench.train(learner, recipe.train_share, rows=rows)
+    for part in recipe.after:
+        learner = part.build().apply(learner, bench)
+    found = {
+        part: metrics(bench.predict(learner, part), getattr(splits, part).targets, dataset.task)
+        for part in ("validation", "test")
+    }
+    counts = bench.counts
+    cost = {
+        **dataclasses.asdict(counts),
+        "passes": counts.passes,
+        "seconds": bench.seconds,
+        "peak_bytes": bench.peak_bytes,
+    }
+    return Outcome(learner, found, bench.curve, cost, splits)

@@ -1,0 +1,49 @@
+"""Checks of what works outside the training step: chosen examples, and changes to a trained model."""
+
+from __future__ import annotations
+
+import torch
+
+from repertory.testing.assembly import difference, through_a_file
+from repertory.testing.check import NotApplicable, check, require
+from repertory.testing.subject import Subject
+from repertory.testing.tiny import CLASSES, EXAMPLES
+from repertory.testing.use import AFTER, applied, outcome
+
+
+@check("curation")
+def selection(subject: Subject) -> None:
+    """`choose` returns distinct rows of the training part, fewer than all of them."""
+    rows = outcome(subject)["rows"]
+    require(rows.dtype is torch.int64 and rows.ndim == 1, f"choose gives {rows.dtype} of shape {tuple(rows.shape)}")
+    require(len(rows.unique()) == len(rows), "a row was chosen twice")
+    require(len(rows) > 0 and int(rows.min()) >= 0 and int(rows.max()) < EXAMPLES, "rows beyond the training part, or none")
+    require(len(rows) < EXAMPLES, "all examples were chosen")
+
+
+@check(*AFTER)
+def apply_gives_a_model(subject: Subject) -> None:
+    """`apply` returns a model with one finite output a class, and leaves its mode and gradients in order."""
+    _needs_apply(subject)
+    _, model, bench = applied(subject)
+    outputs = bench.predict(model, "train")
+    require(outputs.shape == (EXAMPLES, CLASSES), f"the outputs have shape {tuple(outputs.shape)}")
+    require(outputs.isfinite().all(), "an output is not finite")
+
+
+@check(*AFTER)
+def saved_model_is_rebuilt(subject: Subject) -> None:
+    """The state of the changed model loads into a model that is built anew, which then gives the same outputs."""
+    _needs_apply(subject)
+    part, model, bench = applied(subject)
+    fresh = bench.fresh_model("another")
+    if hasattr(part, "rebuild"):
+        fresh = part.rebuild(fresh, CLASSES)
+    fresh.load_state_dict(through_a_file(model.state_dict()))
+    found = difference(bench.predict(fresh, "train"), bench.predict(model, "train"), name="the output")
+    require(not found, f"of the rebuilt model, {found}")
+
+
+def _needs_apply(subject: Subject) -> None:
+    if subject.edit is None and not hasattr(subject.entry, "apply"):
+        raise NotApplicable("it changes no model")

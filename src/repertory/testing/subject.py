@@ -1,0 +1,114 @@
+"""What is checked: a method of the catalogue, or anyone's class."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from repertory.card import Card
+from repertory.catalogue import Entry, get
+from repertory.core.method import Method
+from repertory.errors import UserError
+from repertory.recipe import Recipe, locate
+from repertory.testing.tiny import CLASSES, TINY, Tiny, network
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method under check.
+
+    Args:
+        name: its slug, or the name of the class.
+        kind: one of `repertory.card.KINDS`.
+        entry: the class or function.
+        module: where it is defined.
+        reference: a slug or `module:name` from which another process finds it, None where it cannot.
+        tiny: its smallest arguments.
+        card: the card, None for a class that has none.
+        listed: the catalogue's entry, None for what is not in the catalogue.
+    """
+
+    name: str
+    kind: str
+    entry: Callable[..., Any]
+    module: ModuleType
+    reference: str | None
+    tiny: Tiny
+    card: Card | None = None
+    listed: Entry | None = None
+
+    @classmethod
+    def of(cls, method: str | Callable[..., Any]) -> Subject:
+        """Find what is meant by a slug, an import path `package.module:name`, or a class.
+
+        Raises:
+            UserError: if there is no such method, or its kind cannot be told.
+        """
+        if isinstance(method, str) and ":" not in method:
+            listed = get(method)
+            module = importlib.import_module(listed.module)
+            entry = getattr(module, listed.card.entry)
+            tiny = TINY.get(method, Tiny())
+            return cls(method, listed.card.kind, entry, module, method, tiny, listed.card, listed)
+        entry = locate(method) if isinstance(method, str) else method
+        module = sys.modules[entry.__module__]
+        card = getattr(module, "CARD", None)
+        card = card if isinstance(card, Card) and card.entry == entry.__name__ else None
+        findable = getattr(module, entry.__name__, None) is entry and entry.__module__ != "__main__"
+        reference = f"{entry.__module__}:{entry.__name__}" if findable else None
+        kind = card.kind if card else _kind(entry)
+        tiny = TINY.get(reference or "") or getattr(module, "TINY", {}).get(entry.__name__, Tiny())
+        return cls(entry.__name__, kind, entry, module, reference, tiny, card)
+
+    @property
+    def edit(self) -> Callable[..., Recipe] | None:
+        """How the method changes a recipe; None for a class that has no card."""
+        return getattr(self.module, "edit", None) if self.card else None
+
+    @property
+    def signature(self) -> Mapping[str, inspect.Parameter]:
+        """The entry's parameters by name."""
+        return inspect.signature(self.entry).parameters
+
+    def make(self, **options: Any) -> Any:
+        """Call the entry with the arguments that its kind and `tiny` give, and `options`."""
+        given: dict[str, Any] = {**self.tiny.arguments, **options}
+        if self.kind == "optimizer" and "params" not in given:
+            given["params"] = network((6,), CLASSES).parameters()
+        if self.kind == "model":
+            named = {"in_shape": self.tiny.in_shape, "outputs": CLASSES}
+            given = {**{name: value for name, value in named.items() if name in self.signature}, **given}
+        return self.entry(**given)
+
+
+def _kind(entry: Callable[..., Any]) -> str:
+    """Tell the kind of a class without a card from the protocol it follows."""
+    if isinstance(entry, type):
+        if issubclass(entry, Method):
+            return "algorithm"
+        if issubclass(entry, torch.optim.Optimizer):
+            return "optimizer"
+        if issubclass(entry, nn.Module):
+            if hasattr(entry, "forward_features"):
+                return "model"
+            if "reduction" in inspect.signature(entry).parameters or entry.__name__.endswith("Loss"):
+                return "loss"
+        for kind, words in (
+            ("curation", {"choose"}),
+            ("transform", {"apply"}),
+            ("estimator", {"fit", "get_params"}),
+        ):
+            if all(hasattr(entry, word) for word in words):
+                return kind
+    raise UserError(
+        f"cannot tell what kind of method {getattr(entry, '__name__', entry)!r} is; give a core.Method, a "
+        f"torch.optim.Optimizer, a loss or model, or put a CARD in its module"
+    )

@@ -1,0 +1,115 @@
+"""The tiny problem on which methods are checked, and the smallest arguments at which each of them acts.
+
+A method that needs no special arguments needs no line here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repertory.core.randomness import generator_for
+from repertory.recipe import Part, Recipe
+
+CLASSES = 3
+EXAMPLES = 12
+BATCH = 6
+STEPS = 8
+"""Updates of a checked run: four passes over the examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """What the checks need to know of a method beyond its signature.
+
+    Args:
+        arguments: of the entry, for parameters without a default (and sizes to make smaller).
+        options: what its `edit` is given so that the method acts within `STEPS` updates.
+        in_shape: shape of one input.
+        accepts: numeric options that take any number, each with the reason.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    in_shape: tuple[int, ...] = (6,)
+    accepts: Mapping[str, str] = field(default_factory=dict)
+
+
+TINY: dict[str, Tiny] = {
+    "poolformer": Tiny(in_shape=(3, 16, 16)),
+    "saf": Tiny(options={"start": 0, "lag": 1}),
+    "repertory.algorithms.saf:MESA": Tiny(options={"start": 0}),
+}
+"""Special arguments by slug, or by `module:name` for a further class of a method's module, which is then checked too."""
+
+EXPECTED_FAILURES: dict[str, dict[str, str]] = {
+    "esam": {
+        "two_processes_equal_one": "each process selects examples within its own share of the batch",
+    },
+    "sam": {
+        "four_files": "a reference for the claims of others: it has no claim of its own, and is tested with ESAM",
+    },
+}
+"""Checks that a method of the catalogue does not pass, by slug, each with the reason; they must fail."""
+
+
+def network(in_shape: tuple[int, ...], outputs: int) -> nn.Sequential:
+    """Return a network of one hidden layer, without normalisation and dropout."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(in_shape), 8), nn.Tanh(), nn.Linear(8, outputs))
+
+
+def baseline_recipe() -> Recipe:
+    """Return the recipe that methods edit in the checks."""
+    return Recipe(
+        model=Part("repertory.testing.tiny:network"),
+        criterion=Part("torch.nn:CrossEntropyLoss"),
+        optimizer=Part("torch.optim:SGD", {"lr": 0.1, "momentum": 0.9}),
+        schedule="constant",
+        warmup=0.0,
+        epochs=STEPS * BATCH // EXAMPLES,
+        batch_size=BATCH,
+    )
+
+
+def problem(in_shape: tuple[int, ...] = (6,)) -> dict[str, Tensor]:
+    """Return the examples: `input` `(12, *in_shape)` around the mean of their class, `target` and `index` `(12,)`."""
+    generator = generator_for(0, "tiny problem")
+    target = torch.arange(EXAMPLES) % CLASSES
+    means = torch.randn(CLASSES, *in_shape, generator=generator)
+    noise = torch.randn(EXAMPLES, *in_shape, generator=generator)
+    return {"input": means[target] + noise / 2, "target": target, "index": torch.arange(EXAMPLES)}
+
+
+def batch(number: int, in_shape: tuple[int, ...] = (6,)) -> dict[str, Tensor]:
+    """Return the batch of a step of the run; each pass over the examples has an order of its own."""
+    epoch, place = divmod(number, EXAMPLES // BATCH)
+    order = torch.randperm(EXAMPLES, generator=generator_for(epoch, "tiny order"))
+    rows = order[place * BATCH : (place + 1) * BATCH]
+    return {name: values[rows] for name, values in problem(in_shape).items()}
+
+
+class TinyStream:
+    """A loader of further batches that can say and take up its position."""
+
+    def __init__(self, in_shape: tuple[int, ...]) -> None:
+        self.in_shape = in_shape
+        self.number = 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Go on from the position."""
+        while True:
+            self.number += 1
+            yield batch(self.number + STEPS, self.in_shape)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position."""
+        return {"number": self.number}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take up a position."""
+        self.number = state["number"]

@@ -1,0 +1,106 @@
+"""Put a method to its use on the tiny problem, whatever its kind, and keep what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repertory.datasets import Examples, Normaliser, Splits
+from repertory.recipe import Recipe
+from repertory.scenarios.bench import Bench
+from repertory.testing.assembly import trained
+from repertory.testing.check import TRAINED
+from repertory.testing.subject import Subject
+from repertory.testing.tiny import CLASSES, EXAMPLES, STEPS, baseline_recipe, problem
+from repertory.training.budget import Budget
+from repertory.training.learner import Learner
+
+AFTER = ("transform", "adapter", "estimator")
+"""Kinds that change a trained model."""
+
+
+def outcome(subject: Subject, options: Mapping[str, Any] | None = None, *, baseline: bool = False) -> dict[str, Tensor]:
+    """Run the baseline recipe with the subject in it, and return what can be compared.
+
+    Args:
+        subject: what is checked.
+        options: for the method, on top of its tiny ones.
+        baseline: leave the subject out.
+
+    Returns:
+        The weights of what is trained with the subject; else the outputs of the model in the end, and the chosen rows.
+    """
+    if subject.kind in TRAINED:
+        return trained(subject, options, baseline=baseline)
+    bench = tiny_bench(subject, baseline_recipe() if baseline else edited(subject, options))
+    parts = [part.build() for part in bench.recipe.curation]
+    changes = [part.build() for part in bench.recipe.after]
+    if subject.edit is None and not baseline:
+        made = subject.make(**{**subject.tiny.options, **(options or {})})
+        parts, changes = ([made], []) if subject.kind == "curation" else ([], [made])
+    learner, rows = bench.fresh_model(), torch.arange(EXAMPLES)
+    for part in parts:
+        rows = part.choose(bench)
+    learner = bench.train(learner, bench.recipe.train_share, rows=rows)
+    for change in changes:
+        learner = change.apply(learner, bench)
+    return {"outputs": bench.predict(learner, "train"), "rows": rows}
+
+
+def edited(subject: Subject, options: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the baseline recipe as the subject edits it; as it is for a class that cannot."""
+    if subject.edit is None:
+        return baseline_recipe()
+    return subject.edit(baseline_recipe(), **{**subject.tiny.options, **(options or {})})
+
+
+def applied(subject: Subject) -> tuple[Any, Learner, Bench]:
+    """Return the part that changes a trained model, the model it made, and the bench it was made on."""
+    bench = tiny_bench(subject, edited(subject))
+    made = bench.recipe.after[0].build() if bench.recipe.after else subject.make(**subject.tiny.options)
+    return made, made.apply(bench.train(bench.fresh_model(), bench.recipe.train_share), bench), bench
+
+
+def tiny_bench(subject: Subject, recipe: Recipe) -> Bench:
+    """Return a bench on the tiny problem, whose validation part are the training examples in another order."""
+    made = problem(subject.tiny.in_shape)
+    order = torch.arange(EXAMPLES).flip(0)
+    train = Examples(made["input"], made["target"])
+    splits = Splits(
+        train=train,
+        validation=train.subset(order),
+        test=train.subset(order),
+        unlabelled=None,
+        normaliser=Normaliser(torch.zeros(()), torch.ones(())),
+        indices={"train": list(range(EXAMPLES)), "validation": [], "test": []},
+        clean_targets=train.targets,
+    )
+    return Bench(
+        recipe,
+        splits,
+        in_shape=subject.tiny.in_shape,
+        outputs=CLASSES,
+        task="classification",
+        seed=0,
+        budget=Budget("steps", STEPS),
+    )
+
+
+def use(subject: Subject, made: Any) -> Any:
+    """Do with a built object what reads all of its options: choose rows, change a model, fit; else nothing."""
+    if subject.kind == "estimator" and hasattr(made, "fit"):
+        return made.fit(*arrays(subject))
+    bench = tiny_bench(subject, baseline_recipe())
+    if subject.kind == "curation":
+        return made.choose(bench)
+    return made.apply(bench.fresh_model(), bench) if hasattr(made, "apply") else made
+
+
+def arrays(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tiny problem as NumPy arrays: inputs `(12, width)` and classes `(12,)`."""
+    made = problem(subject.tiny.in_shape)
+    return made["input"].flatten(1).numpy(), made["target"].numpy()

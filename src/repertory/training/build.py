@@ -1,0 +1,85 @@
+"""From the parts of a recipe to a network and a loss that fit the data."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from repertory.core.randomness import seeded
+from repertory.errors import UserError
+from repertory.recipe import Part, Recipe, locate
+from repertory.training.learner import Learner
+
+
+def build_part(part: Part, **context: Any) -> Any:
+    """Build a part, passing those entries of `context` that its factory has parameters for."""
+    parameters = inspect.signature(locate(part.factory)).parameters
+    return part.build(**{name: value for name, value in context.items() if name in parameters})
+
+
+def build_network(part: Part, in_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Build the network of a recipe.
+
+    Args:
+        part: its factory is called with `in_shape` and `outputs` where it has such parameters.
+        in_shape: shape of one input.
+        outputs: number of classes, or 1.
+
+    Raises:
+        UserError: if the result is not a module.
+    """
+    network = build_part(part, in_shape=in_shape, outputs=outputs)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model {part.factory!r} made a {type(network).__name__}; it must return a torch.nn.Module")
+    return network
+
+
+def build_learner(
+    recipe: Recipe, in_shape: tuple[int, ...], outputs: int, seed: int, *, name: str = "model",
+    offset: float = 0.0, scale: float = 1.0,
+) -> Learner:  # fmt: skip
+    """Build network, surgery and criterion of a recipe with weights drawn from (seed, name).
+
+    Args:
+        recipe: what to build.
+        in_shape: shape of one input.
+        outputs: number of classes, or 1.
+        seed: the run's seed.
+        name: further name of the draw; "model" is what every method of a comparison starts from.
+        offset: mean of the training targets, for regression.
+        scale: their standard deviation, for regression.
+
+    Raises:
+        UserError: if the network cannot take the inputs, or its output does not fit the classes.
+    """
+    with seeded(seed, name):
+        network = build_network(recipe.model, in_shape, outputs)
+    _check_output(network, recipe.model, in_shape, outputs)
+    with seeded(seed, f"{name}/surgery"):
+        for part in recipe.surgery:
+            network = part.build(network, outputs=outputs)
+        criterion = build_part(recipe.criterion, outputs=outputs)
+    return Learner(network, criterion, offset, scale)
+
+
+def _check_output(network: nn.Module, part: Part, in_shape: tuple[int, ...], outputs: int) -> None:
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            output = network(torch.zeros(2, *in_shape))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"model {part.factory!r} cannot take inputs of shape {in_shape}: {reason}; choose another --model") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if shape != (2, outputs):
+        raise UserError(
+            f"model {part.factory!r} gives {shape} for 2 inputs, but this data needs (2, {outputs}); give its factory a "
+            f"parameter named outputs and let it make the last layer that wide"
+        )

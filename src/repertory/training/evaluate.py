@@ -1,0 +1,93 @@
+"""Predictions and the metrics that a comparison reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CHUNK = 1024
+_BINS = 15
+"""Bins of the expected calibration error, as in most of the literature since Guo et al. (2017)."""
+
+higher_is_better = {"accuracy": True, "nll": False, "ece": False, "rmse": False, "mae": False, "r2": True}
+"""Direction of each metric."""
+
+
+def main_metric(task: str) -> str:
+    """Return the metric a comparison is judged by: accuracy, or root mean squared error."""
+    return "accuracy" if task == "classification" else "rmse"
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, inputs: Tensor, normaliser: Callable[[Tensor], Tensor] | None = None, chunk: int = _CHUNK
+) -> Tensor:
+    """Return the outputs of the model in evaluation mode; the mode is put back afterwards.
+
+    Args:
+        model: the network.
+        inputs: `(examples, ...)`.
+        normaliser: applied to each chunk first.
+        chunk: examples at a time.
+
+    Returns:
+        `(examples, outputs)` on the CPU, float32.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        outputs = []
+        for part in inputs.split(chunk):
+            part = part if normaliser is None else normaliser(part)
+            outputs.append(model(part.to(device)).float().cpu())
+    finally:
+        for module, training in modes:
+            module.training = training
+    return torch.cat(outputs)
+
+
+def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = _BINS) -> float:
+    """Return the expected calibration error: mean gap between confidence and accuracy over equal-width bins.
+
+    Args:
+        probabilities: `(examples, classes)`.
+        targets: `(examples,)`, int64.
+        bins: number of bins of the confidence, right-closed.
+
+    >>> calibration_error(torch.tensor([[0.8, 0.2], [0.2, 0.8]]), torch.tensor([0, 0])) # doctest: +ELLIPSIS
+    0.3...
+    """
+    confidence, predicted = probabilities.max(1)
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = (predicted == targets).double() - confidence.double()
+    return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, place, gap).abs().sum() / len(targets))
+
+
+def metrics(outputs: Tensor, targets: Tensor, task: str) -> dict[str, float]:
+    """Return every metric of the task.
+
+    Args:
+        outputs: logits `(examples, classes)`, or values `(examples, 1)`.
+        targets: classes `(examples,)` int64, or values `(examples,)`.
+        task: "classification" or "regression".
+
+    Returns:
+        accuracy, nll (nats) and ece; or rmse, mae (in the target's unit) and r2.
+    """
+    if task == "classification":
+        return {
+            "accuracy": float((outputs.argmax(1) == targets).double().mean()),
+            "nll": float(F.cross_entropy(outputs.double(), targets)),
+            "ece": calibration_error(outputs.softmax(1), targets),
+        }
+    error = outputs.flatten().double() - targets.flatten().double()
+    spread = (targets.double() - targets.double().mean()).square().sum()
+    return {
+        "rmse": float(error.square().mean().sqrt()),
+        "mae": float(error.abs().mean()),
+        "r2": float(1 - error.square().sum() / spread) if spread > 0 else 0.0,
+    }

@@ -1,0 +1,42 @@
+"""A network together with its criterion: what training changes, and what predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Learner(nn.Module):
+    """A network and the loss it is trained with, as one module that predicts.
+
+    Most criteria have no part in prediction. One that does, since it holds the classes' centres say, offers
+    `logits(output)`. Regression outputs are put back on the target's own scale.
+
+    Args:
+        network: the network.
+        criterion: the loss.
+        offset: added to the output (mean of the training targets; 0 for classification).
+        scale: the output is multiplied by it first (their standard deviation; 1 for classification).
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, network: nn.Module, criterion: nn.Module | Callable[..., Any], offset: float = 0.0, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.criterion = criterion
+        self.register_buffer("offset", torch.tensor(offset))
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits `(batch, classes)`, or values `(batch, 1)`."""
+        output = self.network(inputs)
+        logits = getattr(self.criterion, "logits", None)
+        output = logits(output) if callable(logits) else output
+        return output * self.scale + self.offset

@@ -1,0 +1,198 @@
+"""Trained models in a folder: weights, recipe, classes and preprocessing, and nothing that could run code of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from repertory.datasets import Dataset, Encoder, Normaliser, Splits
+from repertory.errors import DataError, UserError
+from repertory.recipe import Recipe, locate
+from repertory.training.build import build_learner
+from repertory.training.evaluate import predict
+from repertory.training.learner import Learner
+
+_FORMAT = 1
+_OWN = tuple(f"repertory.{room}" for room in ("models", "losses", "layers", "transforms", "estimators", "adapters"))
+_WEIGHTS, _RECIPE, _ABOUT = "weights.safetensors", "recipe.yaml", "model.json"
+
+
+@dataclasses.dataclass
+class Predictions:
+    """What a model says of some inputs.
+
+    Args:
+        ids: name of each input: its file, or the row of the table.
+        outputs: logits `(examples, classes)`, or values `(examples, 1)` in the target's unit.
+        classes: names of the classes, empty for regression.
+    """
+
+    ids: list[str]
+    outputs: Tensor
+    classes: tuple[str, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one mapping an input: `input`, and `prediction` with the `probability` of each class, or the value."""
+        if not self.classes:
+            return [{"input": i, "prediction": float(v)} for i, v in zip(self.ids, self.outputs.flatten())]
+        probabilities = self.outputs.softmax(1)
+        return [
+            {
+                "input": name,
+                "prediction": self.classes[int(row.argmax())],
+                "probability": round(float(row.max()), 6),
+                **{f"p({label})": round(float(p), 6) for label, p in zip(self.classes, row)},
+            }
+            for name, row in zip(self.ids, probabilities)
+        ]
+
+
+class SavedModel(nn.Module):
+    """A trained model with its preprocessing.
+
+    Args:
+        learner: the network and its criterion.
+        recipe: how it was trained.
+        encoder: from a path to a batch of raw inputs.
+        normaliser: from raw inputs to what the network takes.
+        about: task, classes, metrics, versions.
+    """
+
+    def __init__(
+        self, learner: Learner, recipe: Recipe, encoder: Encoder, normaliser: Normaliser, about: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.learner = learner
+        self.recipe = recipe
+        self.encoder = encoder
+        self.normaliser = normaliser
+        self.about = dict(about)
+        self.classes = tuple(about["classes"])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits `(batch, classes)`, or values `(batch, 1)`, for raw inputs `(batch, ...)`."""
+        output: Tensor = self.learner(self.normaliser(inputs))
+        return output
+
+    def predict(self, data: str | Path | Tensor) -> Predictions:
+        """Predict for a path (image, folder of images, table, array) or a batch of raw inputs.
+
+        Raises:
+            DataError: if the path cannot be read, or the inputs have another shape than in training.
+        """
+        if isinstance(data, Tensor):
+            inputs, ids = data, [str(i) for i in range(len(data))]
+        else:
+            inputs, ids = self.encoder.encode(str(data))
+        shape = tuple(self.about["in_shape"])
+        if tuple(inputs.shape[1:]) != shape:
+            raise DataError(f"the inputs have shape {tuple(inputs.shape[1:])}, the model was trained on {shape}")
+        return Predictions(ids, predict(self.learner, inputs, self.normaliser), self.classes)
+
+
+def save_model(
+    folder: Path, learner: Learner, recipe: Recipe, dataset: Dataset, splits: Splits, about: Mapping[str, Any]
+) -> None:
+    """Write weights (safetensors), recipe (YAML), and classes and preprocessing (JSON) to a folder.
+
+    Args:
+        folder: made if it is not there.
+        learner: the trained model.
+        recipe: how it was trained.
+        dataset: what it was trained on.
+        splits: its parts, with the normaliser.
+        about: further plain values to keep (metrics, versions, command).
+    """
+    import yaml
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in learner.state_dict().items()}
+    save_file(tensors, folder / _WEIGHTS)
+    (folder / _RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    plain = {
+        "format": _FORMAT,
+        "task": dataset.task,
+        "classes": list(dataset.classes),
+        "in_shape": list(dataset.in_shape),
+        "outputs": dataset.outputs,
+        "encoder": dataset.encoder.to_dict(),
+        "normaliser": splits.normaliser.to_dict(),
+        "data": dataset.describe(),
+        **about,
+    }
+    (folder / _ABOUT).write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(folder: str | Path, *, trust: bool = False) -> SavedModel:
+    """Load a model that `repertory fit` saved.
+
+    Weights and preprocessing are plain data. The recipe names the functions that build the network; those of this
+    package and of `torch.nn` are called, any other only with `trust`.
+
+    Args:
+        folder: what `--out` named.
+        trust: call functions of other packages that the recipe names; only for a folder whose sender you trust.
+
+    Raises:
+        UserError: if it is not such a folder, a file in it is damaged or foreign, or it names foreign code.
+    """
+    import yaml
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    missing = [name for name in (_WEIGHTS, _RECIPE, _ABOUT) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} is not a saved model: {', '.join(missing)} missing; name the folder that 'repertory fit --out' wrote")
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        recipe = Recipe.from_dict(yaml.safe_load((folder / _RECIPE).read_text(encoding="utf-8")))
+        tensors = load_file(folder / _WEIGHTS)
+        encoder, normaliser = Encoder.from_dict(about["encoder"]), Normaliser.from_dict(about["normaliser"])
+        in_shape, outputs = tuple(about["in_shape"]), int(about["outputs"])
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise UserError(f"{folder} holds a damaged or foreign model ({reason[:160]}); train it again with 'repertory fit'") from error
+    if about.get("format") != _FORMAT:
+        raise UserError(f"{folder} has format {about.get('format')!r}, this version reads {_FORMAT}; train it again with 'repertory fit'")
+    if not trust:
+        _check_origin(folder, recipe)
+    if recipe.model.options.get("pretrained"):
+        plain = dataclasses.replace(recipe.model, options={**recipe.model.options, "pretrained": False})
+        recipe = recipe.replace(model=plain)
+    learner = build_learner(recipe, in_shape, outputs, seed=0)
+    for part in recipe.after:
+        rebuild = getattr(part.build(), "rebuild", None)
+        if rebuild is not None:
+            learner = rebuild(learner, outputs)
+    try:
+        learner.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{folder}: the weights do not fit the recipe's network ({reason[:160]}); train it again") from error
+    return SavedModel(learner.eval(), recipe, encoder, normaliser, about)
+
+
+def _check_origin(folder: Path, recipe: Recipe) -> None:
+    for part in (recipe.model, recipe.criterion, *recipe.surgery, *recipe.after):
+        module = part.factory.partition(":")[0]
+        home = getattr(locate(part.factory), "__module__", "") if _own(module) else ""
+        if not _own(home):
+            raise UserError(
+                f"the model in {folder} is built by {part.factory!r}, which is not part of repertory; if you trust whoever made it, "
+                f"load it with trust=True (repertory predict --trust)"
+            )
+
+
+def _own(module: str) -> bool:
+    return module.startswith(_OWN) or module == "torch.nn" or module.startswith("torch.nn.modules.")
+
+
