@@ -6,10 +6,11 @@ The names below are imported when they are first used, so that `import repertory
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# Type checkers take this name for true; importing it would import `typing`, most of the package's import time.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from repertory.catalogue.find import find
     from repertory.compare.api import compare
@@ -33,7 +34,7 @@ _HOMES = {
 __all__ = ["Method", "Part", "Recipe", "Step", "compare", "find", "fit", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value

@@ -70,8 +70,8 @@ def check_number(
     ...
     repertory.errors.OptionError: rho=-1.0 is not allowed: rho must be a number, at least 0
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    ok = number and (isinstance(value, int) or not integer) and math.isfinite(float(value))  # type: ignore[arg-type]
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    ok = math.isfinite(number) and (isinstance(value, int) or not integer)
     limits: list[str] = []
     for limit, words, holds in (
         (minimum, "at least", operator.ge),
@@ -81,7 +81,7 @@ def check_number(
     ):
         if limit is not None:
             limits.append(f"{words} {limit:g}")
-            ok = ok and holds(value, limit)
+            ok = ok and holds(number, limit)
     if not ok:
         allowed = " and ".join(limits)
         kind = "a whole number" if integer else "a number"

@@ -113,7 +113,7 @@ class Recipe:
 
     def add(self, slot: str, part: Part) -> Recipe:
         """Return a copy with `part` appended to one of the list slots (surgery, methods, curation, after)."""
-        return dataclasses.replace(self, **{slot: (*getattr(self, slot), part)})
+        return self.replace(**{slot: (*getattr(self, slot), part)})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values (ready for YAML) that `from_dict` turns back into an equal recipe."""

@@ -39,7 +39,8 @@ def network(seed: int = 0) -> nn.Sequential:
 def batches(count: int = 4, size: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     return [
-        (torch.randn(size, 6, generator=generator), torch.randint(3, (size,), generator=generator)) for _ in range(count)
+        (torch.randn(size, 6, generator=generator), torch.randint(3, (size,), generator=generator))
+        for _ in range(count)
     ]
 
 
@@ -166,7 +167,10 @@ def test_running_statistics_come_from_the_first_pass_only() -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
         step = Step(
-            model, torch.optim.SGD(model.parameters(), lr=0.0), nn.CrossEntropyLoss(), methods=[method] if method else []
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.0),
+            nn.CrossEntropyLoss(),
+            methods=[method] if method else [],
         )
         step(batches()[0])
         return torch.cat([model[1].running_mean, model[1].running_var, model[1].num_batches_tracked[None]])

@@ -264,12 +264,14 @@ def test_gradients_are_left_as_they_were() -> None:
 
 @pytest.mark.parametrize("foreach", [True, False])
 def test_a_compiled_step_makes_the_same_update_and_is_compiled_once(foreach: bool) -> None:
+    from torch._dynamo.testing import CompileCounter
+
     torch._dynamo.reset()
     results = []
     for compiled in (True, False):
         parameters = weights()
         optimizer = Lion(parameters, lr=torch.tensor(0.01), weight_decay=0.1, foreach=foreach)
-        graphs = torch._dynamo.testing.CompileCounter()
+        graphs = CompileCounter()
         step = torch.compile(optimizer.step, backend=graphs) if compiled else optimizer.step
         for number in range(4):
             for parameter, gradient in zip(parameters, gradients(number)):

@@ -1,7 +1,8 @@
 r"""SAM at a lower price: perturb a random part of the weights, and differentiate only the examples that matter.
 
 ## Idea
-SAM doubles the cost of a step. ESAM cuts both of its expensive parts. Stochastic weight perturbation (SWP) climbs with a
+SAM doubles the cost of a step. ESAM cuts both of its expensive parts. Stochastic weight perturbation (SWP)
+climbs with a
 random subset of the parameter tensors, so that the first backward pass skips the others. Sharpness-sensitive data
 selection (SDS) then keeps only the examples whose loss rose most under the perturbation, and takes the second gradient
 on these alone.
@@ -16,7 +17,8 @@ on these alone.
 - the network uses strong dropout: the rises of the loss are then mostly noise.
 
 ## Equations
-$$ \epsilon_k = \frac{\rho}{\beta} \, \frac{g_k}{\lVert g_{\text{kept}} \rVert_2 + 10^{-7}} \;\text{ for kept tensors } k \;(\text{each with probability } \beta), \quad \epsilon_k = 0 \text{ else} $$
+Each tensor $k$ is kept with probability $\beta$; for the kept ones, and zero for the others,
+$$ \epsilon_k = \frac{\rho}{\beta} \, \frac{g_k}{\lVert g_{\text{kept}} \rVert_2 + 10^{-7}} $$
 $$ V = \operatorname{top}_{\lfloor \gamma B \rfloor} \big( \ell_i(w + \epsilon) - \ell_i(w) \big), \qquad
    w \leftarrow w - \eta \, \nabla \tfrac{1}{|V|} \textstyle\sum_{i \in V} \ell_i(w + \epsilon) $$
 
@@ -150,7 +152,8 @@ class ESAM(Method):
             return state
         if self._before[0].ndim == 0:
             raise ConflictError(
-                f"esam selects examples by their loss, but {type(state.run.criterion).__name__} gives one number for the "
+                f"esam selects examples by their loss, but {type(state.run.criterion).__name__} gives "
+                "one number for the "
                 f"batch; use a criterion with a value an example, or esam:gamma=1"
             )
         rises = state.run.losses(state.replace(evaluation=state.evaluation + 1)) - torch.cat(self._before)

@@ -1,10 +1,10 @@
 r"""Teach a network with its own predictions of the epoch before, trusted more and more as training goes on.
 
 ## Idea
-The target of an example is a mixture of its label and the probabilities that the network gave it one epoch ago; the
-share of the old prediction grows linearly over training. Hard examples keep a larger gradient than those that the
-network gets right, and the network ends up better calibrated. There is no second network and no extra forward pass:
-the predictions are those of ordinary training.
+The target of an example is a mixture of its label and the probabilities that the network gave it one epoch
+ago; the share of the old prediction grows linearly over training. Hard examples keep a larger gradient than
+those that the network gets right, and the network ends up better calibrated. There is no second network and
+no extra forward pass: the predictions are those of ordinary training.
 
 ## Use it when
 - predicted probabilities matter, and the network is over-confident;
@@ -25,12 +25,12 @@ $$ \alpha_t = \alpha_T \frac{t + 1}{E}, \qquad
 `alpha=0.8` is the authors' $\alpha_T$ for CIFAR-100; they used a smaller one (0.3) on ImageNet.
 
 ## Cost
-That of the base step, and one row of `classes` numbers an example. With `teacher="previous_epoch_model"` a copy
-of the weights instead of the rows, and one more forward pass.
+That of the base step, and one row of `classes` numbers an example. With `teacher="previous_epoch_model"` a
+copy of the weights instead of the rows, and one more forward pass.
 
 ## Claim
-Lower error and far better calibration than cross-entropy: CIFAR-100, PreAct ResNet-18, error 24.18 to 20.82 % and
-expected calibration error 11.84 to 1.77 %.
+Lower error and far better calibration than cross-entropy: CIFAR-100, PreAct ResNet-18, error 24.18 to 20.82 %
+and expected calibration error 11.84 to 1.77 %.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class PSKD(Method):
     """Progressive self-knowledge distillation.
 
     Predictions are those of the first pass of a step, stored when the step is over, so that all passes of a
-    step have the same targets. The first epoch is plain cross-entropy, as is each example's first presentation.
+    step have the same targets. The first epoch is plain cross-entropy, as is each example's first
+    presentation.
 
     Args:
         alpha: share of the old prediction in the last epoch (alpha_T), in [0, 1]; 0 trains on labels alone.

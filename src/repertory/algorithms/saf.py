@@ -1,10 +1,11 @@
 r"""Train towards flat minima at no extra cost: hold the network's outputs near those of a few epochs ago.
 
 ## Idea
-Where the training loss of an example drops suddenly, the weights have fallen into a sharp minimum. SAF records the
-logits of each training example as they come out of the ordinary forward pass, and adds a divergence between those
-of `lag` epochs ago and those of now, so that outputs change slowly along the trajectory. No second pass is made.
-MESA needs no record: it compares with the output of a moving average of the weights, for one forward pass more.
+Where the training loss of an example drops suddenly, the weights have fallen into a sharp minimum. SAF
+records the logits of each training example as they come out of the ordinary forward pass, and adds a
+divergence between those of `lag` epochs ago and those of now, so that outputs change slowly along the
+trajectory. No second pass is made. MESA needs no record: it compares with the output of a moving average of
+the weights, for one forward pass more.
 
 ## Use it when
 - you would use SAM but cannot pay its second pass;
@@ -24,9 +25,10 @@ which adds $\lambda \tau (q_i - p_i) / B$ to the gradient with respect to $z_i$.
 MESA: $\tilde z_i = f_v(x_i)$ with $v \leftarrow d\,v + (1-d)\,w$ after every update of the weights $w$.
 
 ## Defaults
-`weight=0.3` ($\lambda$), `temperature=5` ($\tau$), `start=5` ($E_{start}$) and `lag=3` ($\tilde E$) are those of
-the authors' code; on ImageNet they ran with `lag=2`. `stop` ($E_{end}$) lies past the end of their runs. MESA has
-`weight=0.8` and `decay=0.9998` ($d$): a memory of 5000 steps, four epochs of ImageNet; shorter runs need less.
+`weight=0.3` ($\lambda$), `temperature=5` ($\tau$), `start=5` ($E_{start}$) and `lag=3` ($\tilde E$) are those
+of the authors' code; on ImageNet they ran with `lag=2`. `stop` ($E_{end}$) lies past the end of their runs.
+MESA has `weight=0.8` and `decay=0.9998` ($d$): a memory of 5000 steps, four epochs of ImageNet; shorter runs
+need less.
 
 ## Cost
 That of the base step; SAF keeps `(lag + 1) * classes` numbers an example. MESA adds one forward pass without
@@ -61,14 +63,7 @@ CARD = Card(
     link="https://arxiv.org/abs/2205.14083",
     kind="algorithm",
     entry="SAF",
-    problems=(
-        "flat minima",
-        "generalisation",
-        "cheaper SAM",
-        "label noise",
-        "overfitting",
-        "self-distillation",
-    ),
+    problems=("flat minima", "generalisation", "cheaper SAM", "label noise", "overfitting"),
     defaults={"weight": 0.3, "temperature": 5.0, "start": 5, "lag": 3, "stop": None},
     needs=("index", "classes"),
     neutral={"weight": 0.0},
@@ -79,7 +74,8 @@ CARD = Card(
 def trajectory_loss(logits: Tensor, past_logits: Tensor, temperature: float = 5.0) -> Tensor:
     r"""Return how far each output has moved from an older one.
 
-    It is $\tau^2\, \mathrm{KL}(p \Vert q)$ of the softened past `p` and the softened present `q`. The gradient reaches `logits` alone. Adding a constant to all logits of an example changes nothing.
+    It is $\tau^2\, \mathrm{KL}(p \Vert q)$ of the softened past `p` and the softened present `q`. The
+    gradient reaches `logits` alone. Adding a constant to all logits of an example changes nothing.
 
     Args:
         logits: outputs of now `(batch, classes)`.
@@ -116,18 +112,12 @@ class _TrajectoryMethod(Method):
         """Whether the trajectory loss is part of the loss in this epoch, counted from 0."""
         return self.weight > 0 and epoch > self.start and (self.stop is None or epoch < self.stop)
 
-    def setup(self, run: Run) -> None:
-        """Refuse a run that ends before the trajectory loss begins."""
-        first = self.first_epoch()
+    def _check_epochs(self, run: Run, first: int, options: str) -> None:
         if self.weight > 0 and run.epochs is not None and run.epochs <= first:
             raise OptionError(
-                f"start={self.start} is too late for {run.epochs:g} epochs: {self.slug} first acts in epoch "
-                f"{first + 1}; train for more epochs, or give a smaller start"
+                f"{options} leaves nothing of {run.epochs:g} epochs: {self.slug} first acts in epoch {first + 1}; "
+                f"train for more epochs, or give smaller values"
             )
-
-    def first_epoch(self) -> int:
-        """Return the first epoch, counted from 0, that the trajectory loss can be part of."""
-        return self.start + 1
 
     def _add(self, loss: Tensor, state: State, past_logits: Tensor, known: Tensor | None = None) -> Tensor:
         extra = trajectory_loss(state.output, past_logits, self.temperature)
@@ -186,12 +176,8 @@ class SAF(_TrajectoryMethod):
 
     def setup(self, run: Run) -> None:
         """Make one table of outputs for each epoch that has to be remembered."""
-        super().setup(run)
+        self._check_epochs(run, max(self.start + 1, self.lag), f"start={self.start}, lag={self.lag}")
         self.past = nn.ModuleList(ExampleTable(run.examples) for _ in range(self.lag + 1))
-
-    def first_epoch(self) -> int:
-        """Return the first epoch, counted from 0, that the trajectory loss can be part of."""
-        return max(self.start + 1, self.lag)
 
     def loss(self, state: State, inner: Inner) -> Tensor:
         """Record the outputs, and add their distance from those of `lag` epochs ago."""
@@ -257,7 +243,7 @@ class MESA(_TrajectoryMethod):
 
     def setup(self, run: Run) -> None:
         """Start the average at the network's initial weights."""
-        super().setup(run)
+        self._check_epochs(run, self.start + 1, f"start={self.start}")
         if self.weight > 0:
             self.average = FrozenCopy(run.model)
 

@@ -15,7 +15,8 @@ gradient computed there replaces the ordinary one in the base optimizer's update
 - batches are very large and one gradient for the whole batch smooths the perturbation away.
 
 ## Equations
-$$ \epsilon = \rho \, \frac{g}{\lVert g \rVert_2 + \delta}, \quad g = \nabla L_B(w), \qquad w \leftarrow w - \eta\, \nabla L_B(w + \epsilon) $$
+$$ \epsilon = \rho \, \frac{g}{\lVert g \rVert_2 + \delta}, \quad g = \nabla L_B(w), \qquad
+   w \leftarrow w - \eta\, \nabla L_B(w + \epsilon) $$
 Adaptive (ASAM): $\epsilon = \rho \, w^2 g / (\lVert\, |w| g \,\rVert_2 + \delta)$, element by element.
 
 ## Defaults

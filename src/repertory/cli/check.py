@@ -9,10 +9,12 @@ import typer
 
 
 def check(
-    method: Annotated[str, typer.Argument(help="A method's name, such as 'esam', or 'package.module:Class' of your own.")],
+    method: Annotated[
+        str, typer.Argument(help="A method's name, such as 'esam', or 'package.module:Class' of your own.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run the contract checks on a method, one of the catalogue or your own; the status is 1 if any failed."""
+    """Run the contract checks on a method, the catalogue's or your own; the status is 1 if any failed."""
     from repertory.cli.output import print_json, print_table
     from repertory.testing import check_method
 

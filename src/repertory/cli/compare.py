@@ -11,7 +11,9 @@ import typer
 
 def compare(
     methods: Annotated[list[str], typer.Argument(help="Methods, such as esam, esam+lion or esam:rho=0.1.")],
-    data: Annotated[str, typer.Option(help="A built-in name (digits, wine, ...) or a path: image folder, CSV, Parquet, .npz.")],
+    data: Annotated[
+        str, typer.Option(help="A built-in name (digits, wine, ...) or a path: image folder, CSV, Parquet, .npz.")
+    ],
     target: Annotated[str | None, typer.Option(help="Column of the target, for tables.")] = None,
     model: Annotated[
         str | None, typer.Option(help="timm:NAME, repertory:NAME or package.module:factory; default: a small one.")
@@ -49,7 +51,9 @@ def compare(
     for note in comparison["data"]["notes"]:
         console.print(f"note: {note}", style="dim", markup=False, highlight=False)
     settings = comparison["settings"]
-    console.print(f"model: {settings['model']} ({settings['model_reason']})", style="dim", markup=False, highlight=False)
+    console.print(
+        f"model: {settings['model']} ({settings['model_reason']})", style="dim", markup=False, highlight=False
+    )
     output = Console(width=None if sys.stdout.isatty() else 120)
     output.print(report.table(comparison))
     output.print(report.legend(comparison), style="dim", markup=False, highlight=False)
@@ -60,7 +64,14 @@ class _Progress:
     """A bar over all runs, with the time left."""
 
     def __init__(self, console: Any) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._shares: dict[str, float] = {}
         self._bar = Progress(

@@ -12,9 +12,7 @@ from repertory.catalogue.find import find as search
 
 
 def find(
-    query: Annotated[
-        list[str], typer.Argument(help="The problem in your words, such as 'few noisy labels'.")
-    ],
+    query: Annotated[list[str], typer.Argument(help="The problem in your words, such as 'few noisy labels'.")],
     limit: Annotated[int, typer.Option(help="Largest number of methods.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -13,7 +13,9 @@ import typer
 def fit(
     data: Annotated[str, typer.Option(help="A built-in name or a path.")],
     out: Annotated[str, typer.Option(help="Folder of the model.")],
-    methods: Annotated[str | None, typer.Option("--with", help="Methods, such as saf+lion; none for the baseline.")] = None,
+    methods: Annotated[
+        str | None, typer.Option("--with", help="Methods, such as saf+lion; none for the baseline.")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Column of the target, for tables.")] = None,
     model: Annotated[
         str | None, typer.Option(help="timm:NAME, repertory:NAME or package.module:factory; default: a small one.")

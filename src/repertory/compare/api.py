@@ -14,14 +14,14 @@ from repertory.compare.claim import versions
 from repertory.compare.execute import Job, executor
 from repertory.compare.files import write_json
 from repertory.compare.folder import RunFolder, safe_name
-from repertory.scenarios.choices import Source
-from repertory.scenarios.methods import Arm
 from repertory.compare.plan import Plan, make_plan
 from repertory.compare.report import write_report
 from repertory.compare.statistics import BASELINE, summarise
 from repertory.compare.tuning import tune as tune_arms
 from repertory.errors import UserError
 from repertory.recipe import Recipe
+from repertory.scenarios.choices import Source
+from repertory.scenarios.methods import Arm
 from repertory.training.budget import Budget
 from repertory.training.evaluate import higher_is_better, main_metric
 
@@ -201,7 +201,9 @@ def _comparison(
     settings["budget"] = f"{plan.budget.kind}: {plan.budget.amount:,.0f} {_units(plan.budget.kind)} a run"
     settings["tune"] = f"{plan.settings['tune']} trials for every arm" if plan.settings["tune"] else "none"
     if chosen:
-        settings["tuned"] = {label: {name: round(v, 5) for name, v in values.items()} for label, values in chosen.items()}
+        settings["tuned"] = {
+            label: {name: round(v, 5) for name, v in values.items()} for label, values in chosen.items()
+        }
     return {
         "title": f"{plan.dataset.name}: {', '.join(arm.label for arm in arms[1:])}",
         "command": command,
@@ -241,4 +243,6 @@ def _raise_if_nothing_ran(results: list[dict[str, Any]], folder: RunFolder) -> N
     baseline = [result for result in results if result["label"] == BASELINE]
     if all(result["status"] != "finished" for result in baseline):
         reason = next((result["error"] for result in baseline if result["error"]), "no result")
-        raise UserError(f"no run of the baseline finished, so nothing can be compared ({reason}); see {folder.path}/results")
+        raise UserError(
+            f"no run of the baseline finished, so nothing can be compared ({reason}); see {folder.path}/results"
+        )

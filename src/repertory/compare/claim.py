@@ -121,7 +121,8 @@ def load_claim(path: Path) -> Claim:
     if not path.is_file():
         raise UserError(f"{path.stem} has no claim: {path} does not exist; write one (docs/contributing/new-method.md)")
     specification = importlib.util.spec_from_file_location(f"repertory_claim_{path.stem}", path)
-    assert specification is not None and specification.loader is not None
+    assert specification is not None
+    assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module
     specification.loader.exec_module(module)

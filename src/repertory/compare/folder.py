@@ -47,7 +47,9 @@ class RunFolder:
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"--out {str(folder.path)!r} is a file; name a folder") from error
         except OSError as error:
-            raise UserError(f"cannot write to {str(folder.path)!r}: {error.strerror}; choose another folder with --out") from error
+            raise UserError(
+                f"cannot write to {str(folder.path)!r}: {error.strerror}; choose another folder with --out"
+            ) from error
         return folder
 
     @classmethod
@@ -70,12 +72,14 @@ class RunFolder:
             return
         if saved != plan.fingerprint():
             raise UserError(
-                f"--out {str(self.path)!r} holds another comparison (other data, methods or settings); name a new folder, or "
+                f"--out {str(self.path)!r} holds another comparison (other data, methods or settings); "
+                "name a new folder, or "
                 f"repeat its own command with --resume"
             )
         if not resume:
             raise UserError(
-                f"--out {str(self.path)!r} holds this comparison already; add --resume to complete it, or name a new folder"
+                f"--out {str(self.path)!r} holds this comparison already; add --resume to complete it, "
+                "or name a new folder"
             )
 
     def saved_fingerprint(self) -> str | None:

@@ -151,9 +151,7 @@ def _inline(svg: str) -> dict[str, Any]:
 
 def _facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
     data, settings = comparison["data"], comparison["settings"]
-    seeds = max(
-        (row["n"] + len(row["diverged"]) + len(row["failed"]) for row in comparison["rows"]), default=0
-    )
+    seeds = max((row["n"] + len(row["diverged"]) + len(row["failed"]) for row in comparison["rows"]), default=0)
     facts = [
         ("data", data.get("name")),
         ("task", data.get("task")),
@@ -180,9 +178,7 @@ def _other_metrics(comparison: Mapping[str, Any]) -> dict[str, dict[str, str]]:
                 found.setdefault(metric, {}).setdefault(run["label"], []).append(float(value))
     shown = {}
     for metric, values in found.items():
-        spreads = {
-            label: (fmean(each), stdev(each) if len(each) > 1 else None) for label, each in values.items()
-        }
+        spreads = {label: (fmean(each), stdev(each) if len(each) > 1 else None) for label, each in values.items()}
         scale = Scale.of(metric, [{"mean": mean, "sd": sd} for mean, sd in spreads.values()])
         shown[scale.axis] = {label: scale.spread(*spread) for label, spread in spreads.items()}
     return shown
@@ -208,13 +204,7 @@ def _number(value: float | None) -> str:
 def _seconds(value: float | None) -> str:
     if value is None:
         return "–"
-    return (
-        f"{value:.3g} s"
-        if value < 100
-        else f"{value / 60:.3g} min"
-        if value < 6000
-        else f"{value / 3600:.3g} h"
-    )
+    return f"{value:.3g} s" if value < 100 else f"{value / 60:.3g} min" if value < 6000 else f"{value / 3600:.3g} h"
 
 
 def _memory(value: float | None) -> str:

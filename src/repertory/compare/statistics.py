@@ -81,14 +81,10 @@ def paired(
 
     first, second = np.asarray(treatment, dtype=float), np.asarray(baseline, dtype=float)
     if first.shape != second.shape or first.ndim != 1 or not first.size:
-        raise DataError(
-            f"treatment has {first.size} values and baseline {second.size}: give one value a seed to both"
-        )
+        raise DataError(f"treatment has {first.size} values and baseline {second.size}: give one value a seed to both")
     difference = first - second
     if not np.isfinite(difference).all():
-        raise DataError(
-            "treatment and baseline must hold finite values: leave out the seeds of runs that diverged"
-        )
+        raise DataError("treatment and baseline must hold finite values: leave out the seeds of runs that diverged")
     n, mean = difference.size, float(difference.mean())
     if n == 1:
         return PairedDifference(1, mean, None, None, None, None, None, None)
@@ -109,9 +105,7 @@ def paired(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return PairedDifference(
-        n, mean, sd, mean - half, mean + half, float(interval.low), float(interval.high), p
-    )
+    return PairedDifference(n, mean, sd, mean - half, mean + half, float(interval.low), float(interval.high), p)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -183,9 +177,7 @@ def seeds_needed(
     return high
 
 
-def verdict(
-    difference: PairedDifference | None, p_adjusted: float | None, *, higher_is_better: bool
-) -> Verdict:
+def verdict(difference: PairedDifference | None, p_adjusted: float | None, *, higher_is_better: bool) -> Verdict:
     """Say what the difference allows to be said.
 
     Args:
@@ -207,9 +199,7 @@ def verdict(
     return "helps" if (difference.mean > 0) == higher_is_better else "hurts"
 
 
-def summarise(
-    results: Sequence[Mapping[str, Any]], *, metric: str, higher_is_better: bool
-) -> list[dict[str, Any]]:
+def summarise(results: Sequence[Mapping[str, Any]], *, metric: str, higher_is_better: bool) -> list[dict[str, Any]]:
     """Turn run results into one row a label, baseline first, the others in the order of their first run.
 
     Seeds are paired where both the method and the baseline finished with a finite value; a run that finished
@@ -231,9 +221,7 @@ def summarise(
         OptionError: if runs finished but none of them reports `metric`.
     """
     labels = dict.fromkeys(str(result["label"]) for result in results)
-    order = [label for label in labels if label == BASELINE] + [
-        label for label in labels if label != BASELINE
-    ]
+    order = [label for label in labels if label == BASELINE] + [label for label in labels if label != BASELINE]
     runs: dict[str, dict[int, Mapping[str, Any]]] = {label: {} for label in order}
     for result in results:
         runs[str(result["label"])][int(result["seed"])] = result
@@ -281,9 +269,7 @@ def _test(result: Mapping[str, Any]) -> Mapping[str, Any]:
 def _row(label: str, runs: Mapping[int, Mapping[str, Any]], metric: str) -> dict[str, Any]:
     finished = {seed: runs[seed] for seed in sorted(runs) if runs[seed].get("status") == "finished"}
     reported = {seed: _test(run).get(metric) for seed, run in finished.items()}
-    values = {
-        seed: float(value) for seed, value in reported.items() if value is not None and math.isfinite(value)
-    }
+    values = {seed: float(value) for seed, value in reported.items() if value is not None and math.isfinite(value)}
     lost = [seed for seed, value in reported.items() if value is not None and seed not in values]
     diverged = [seed for seed in runs if runs[seed].get("status") == "diverged"]
     mean = math.fsum(values.values()) / len(values) if values else None

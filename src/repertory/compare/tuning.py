@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from repertory import catalogue
 from repertory.card import Card
-from repertory.scenarios.methods import Arm
 from repertory.core.randomness import derived_seed
 from repertory.recipe import Part, Recipe
+from repertory.scenarios.methods import Arm
 
 _LR_RANGE = (0.1, 10.0)
 """Factor on the recipe's own learning rate that is searched for every arm."""
@@ -33,7 +33,9 @@ def with_values(recipe: Recipe, values: dict[str, float]) -> Recipe:
     """Return the recipe with tuned values put in."""
     plain = dict(recipe.optimizer.options)
     if "lr" in values and "lr" in plain:
-        recipe = recipe.replace(optimizer=dataclasses.replace(recipe.optimizer, options={**plain, "lr": plain["lr"] * values["lr"]}))
+        recipe = recipe.replace(
+            optimizer=dataclasses.replace(recipe.optimizer, options={**plain, "lr": plain["lr"] * values["lr"]})
+        )
     for name, value in values.items():
         slug, dot, option = name.partition(".")
         if not dot:
@@ -49,7 +51,9 @@ def with_values(recipe: Recipe, values: dict[str, float]) -> Recipe:
     return recipe
 
 
-def tune(arms: list[Arm], trials: int, *, seed: int, higher_is_better: bool, evaluate: Evaluate) -> list[tuple[Arm, dict[str, Any]]]:
+def tune(
+    arms: list[Arm], trials: int, *, seed: int, higher_is_better: bool, evaluate: Evaluate
+) -> list[tuple[Arm, dict[str, Any]]]:
     """Search every arm with the same number of trials; the first trial is the arm as it stands.
 
     Args:
@@ -65,15 +69,18 @@ def tune(arms: list[Arm], trials: int, *, seed: int, higher_is_better: bool, eva
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    direction = "maximize" if higher_is_better else "minimize"
-    studies, spaces = [], []
+    direction: Literal["maximize", "minimize"] = "maximize" if higher_is_better else "minimize"
+    studies: list[optuna.Study] = []
+    spaces: list[dict[str, optuna.distributions.BaseDistribution]] = []
     for arm in arms:
         sampler = optuna.samplers.TPESampler(seed=derived_seed(seed, f"tune/{arm.label}") % 2**32)
         study = optuna.create_study(direction=direction, sampler=sampler)
         space = search_space(arm)
         study.enqueue_trial(_as_given(arm, space))
         studies.append(study)
-        spaces.append({name: optuna.distributions.FloatDistribution(*limits, log=True) for name, limits in space.items()})
+        spaces.append(
+            {name: optuna.distributions.FloatDistribution(*limits, log=True) for name, limits in space.items()}
+        )
     for number in range(trials):
         asked = [study.ask(space) for study, space in zip(studies, spaces)]
         wanted = [(arm, number, with_values(arm.recipe, trial.params)) for arm, trial in zip(arms, asked)]

@@ -212,9 +212,7 @@ def _open_questions(rows: Sequence[Mapping[str, Any]], called: Mapping[str, Name
                 else "one seed can tell nothing (3 are the least)"
             )
         groups.setdefault(why, []).append(str(called[row["label"]]))
-    return [
-        f"for {listed(who) if len(who) <= 4 else f'{len(who)} methods'} {why}" for why, who in groups.items()
-    ]
+    return [f"for {listed(who) if len(who) <= 4 else f'{len(who)} methods'} {why}" for why, who in groups.items()]
 
 
 def _sentence(parts: Sequence[str]) -> str:

@@ -22,7 +22,8 @@ def classifier_of(model: nn.Module) -> tuple[str, nn.Linear]:
     >>> classifier_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))[0]
     '2'
     """
-    told = model.get_classifier() if callable(getattr(model, "get_classifier", None)) else None
+    ask: Any = getattr(model, "get_classifier", None)
+    told = ask() if callable(ask) else None
     last: tuple[str, nn.Linear] | None = None
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -31,7 +32,8 @@ def classifier_of(model: nn.Module) -> tuple[str, nn.Linear]:
             last = (name, module)
     if last is None:
         raise UserError(
-            f"{type(model).__name__} has no nn.Linear, so its classifier cannot be found; end the network in an nn.Linear"
+            f"{type(model).__name__} has no nn.Linear, so its classifier cannot be found; end the "
+            "network in an nn.Linear"
         )
     return last
 

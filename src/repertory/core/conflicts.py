@@ -12,7 +12,9 @@ _SEARCHED = 6
 """Orders are searched for lists up to this length (720 orders); longer lists only get the message."""
 
 
-def check_methods(methods: Sequence[Method], criterion: object, offers: Collection[str], given: Mapping[str, str]) -> None:
+def check_methods(
+    methods: Sequence[Method], criterion: object, offers: Collection[str], given: Mapping[str, str]
+) -> None:
     """Raise if the methods cannot work together, or ask for something that is not there.
 
     Args:
@@ -27,7 +29,9 @@ def check_methods(methods: Sequence[Method], criterion: object, offers: Collecti
     slugs = [method.slug for method in methods]
     for slug in slugs:
         if not slug:
-            raise ConflictError(f"{type(methods[slugs.index(slug)]).__name__} has no slug; set the class attribute slug")
+            raise ConflictError(
+                f"{type(methods[slugs.index(slug)]).__name__} has no slug; set the class attribute slug"
+            )
         if slugs.count(slug) > 1:
             raise ConflictError(f"{slug} is listed {slugs.count(slug)} times; a step takes each method once")
     owners: dict[str, str] = {}
@@ -74,7 +78,7 @@ def _fix(need: str) -> str:
 
 
 def _flow(methods: Sequence[Method], criterion: object, given: Mapping[str, str]) -> str:
-    now, source = dict(given), {key: "the data" for key in given}
+    now, source = dict(given), dict.fromkeys(given, "the data")
     for part, name in [*((m, m.slug) for m in methods), (criterion, type(criterion).__name__)]:
         for key, wanted in getattr(part, "takes", {}).items():
             if now.get(key, wanted) != wanted:

@@ -149,10 +149,7 @@ class State:
             rows: positions in the batch `(n,)`, int64.
         """
         size = batch_size(self.batch)
-        kept = {
-            name: value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
-            for name, value in self.batch.items()
-        }
+        kept = {name: value if _is_stream(value) else _take(value, size, rows) for name, value in self.batch.items()}
         return self.replace(batch=kept)
 
 
@@ -171,18 +168,29 @@ def batch_size(batch: Mapping[str, Any]) -> int:
 def split(batch: Mapping[str, Any], parts: int) -> Iterator[dict[str, Any]]:
     """Split a batch, and every stream in it, into `parts` micro-batches of nearly equal size.
 
+    There are fewer where the batch, or a stream, has fewer examples.
+
     >>> [b["input"].tolist() for b in split({"input": torch.arange(3)}, 2)]
     [[0, 1], [2]]
     """
     size = batch_size(batch)
-    count = min(parts, size)
-    split_entries: dict[str, list[Any]] = {}
-    for name, value in batch.items():
-        if isinstance(value, Mapping) and "input" in value:
-            split_entries[name] = list(split(value, count))
-        elif isinstance(value, Tensor) and value.ndim and len(value) == size:
-            split_entries[name] = list(torch.tensor_split(value, count))
-        else:
-            split_entries[name] = [value] * count
-    for i in range(count):
-        yield {name: values[i] for name, values in split_entries.items() if i < len(values)}
+    count = min(parts, size, *(batch_size(value) for value in batch.values() if _is_stream(value)))
+    streams = {name: list(split(value, count)) for name, value in batch.items() if _is_stream(value)}
+    bounds = [-(-i * size // count) for i in range(count + 1)]
+    for i, rows in enumerate(map(slice, bounds, bounds[1:])):
+        yield {name: streams[name][i] if name in streams else _take(value, size, rows) for name, value in batch.items()}
+
+
+def _is_stream(value: Any) -> bool:
+    return isinstance(value, Mapping) and "input" in value
+
+
+def _take(value: Any, size: int, rows: Tensor | slice) -> Any:
+    """Take rows of what has one an example, inside tuples, lists and mappings too; anything else stays whole."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim and len(value) == size else value
+    if isinstance(value, Mapping):
+        return {key: _take(entry, size, rows) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)([_take(entry, size, rows) for entry in value])
+    return value

@@ -214,7 +214,8 @@ class Step:
             if held - wanted:
                 owners = [m.slug for m in self.methods]
                 raise ConflictError(
-                    f"the optimizer holds {len(held - wanted)} parameters that the network no longer has after setup of "
+                    f"the optimizer holds {len(held - wanted)} parameters that the network no longer has "
+                    "after setup of "
                     f"{', '.join(owners) or 'no method'}; pass a callable, such as "
                     f"functools.partial(torch.optim.SGD, lr=0.1), in place of the optimizer"
                 )
@@ -237,7 +238,8 @@ class Step:
             entries = dict(zip(("input", "target", "index"), batch))
         else:
             raise UserError(
-                f"a batch is a mapping with 'input' and 'target', or (input, target[, index]); got {type(batch).__name__}"
+                "a batch is a mapping with 'input' and 'target', or (input, target[, index]); got "
+                f"{type(batch).__name__}"
             )
         device = self.run.device
         for name, value in entries.items():
@@ -263,7 +265,8 @@ class Step:
             timed = [m.slug for m in self.methods if "epochs" in m.needs or m.wraps("epoch_end")]
             if timed:
                 raise UserError(
-                    f"{self._seen} of {examples} examples were seen since the last end of an epoch, and {timed[0]} goes by "
+                    f"{self._seen} of {examples} examples were seen since the last end of an epoch, and "
+                    f"{timed[0]} goes by "
                     f"epochs; call step.end_epoch() after each pass over the data"
                 )
 
@@ -275,7 +278,8 @@ class Step:
                 self.run.counts.forward += batch_size(part.batch)
         if values[0].ndim == 0:
             raise ConflictError(
-                f"a method needs the loss of each example, but {type(self.run.criterion).__name__} gives one number for the "
+                f"a method needs the loss of each example, but {type(self.run.criterion).__name__} gives "
+                "one number for the "
                 f"batch; use a criterion with reduction='mean' or 'none' and without class weights"
             )
         return torch.cat(values)

@@ -90,9 +90,12 @@ class ExampleTable(nn.Module):
         )
 
     def _room(self, index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.rows is not None and self._known is not None:
-            if self.examples is not None or int(index.max()) < len(self.rows):
-                return self.rows, self._known
+        if (
+            self.rows is not None
+            and self._known is not None
+            and (self.examples is not None or int(index.max()) < len(self.rows))
+        ):
+            return self.rows, self._known
         needed = max(self.examples or 0, int(index.max()) + 1)
         held = 0 if self.rows is None else len(self.rows)
         capacity = needed if self.examples else max(needed, 2 * held)

@@ -42,7 +42,8 @@ class Bench:
         device: where to train.
         precision: "32", "bf16" or "fp16".
         fabric: a launched Fabric, for several devices.
-        checkpoints: folder for checkpoints at the end of each epoch; a training whose checkpoint lies there goes on from it.
+        checkpoints: folder for checkpoints at the end of each epoch; a training whose checkpoint lies there
+            goes on from it.
         on_progress: called with the share of the whole budget that is spent.
         on_record: called with each epoch's record.
     """
@@ -234,7 +235,9 @@ class Bench:
         factory = locate(part.factory)
         optimizer = factory(groups, **part.options)
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise UserError(f"optimizer {part.factory!r} made a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+            raise UserError(
+                f"optimizer {part.factory!r} made a {type(optimizer).__name__}, not a torch.optim.Optimizer"
+            )
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * lr_scale
             if "weight_decay" in group:

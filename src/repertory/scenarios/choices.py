@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 
 from repertory import datasets
-from repertory.core.conflicts import check_methods
+from repertory.core.step import Step
 from repertory.datasets import Dataset
 from repertory.errors import OptionError, UserError, check_choice, check_number, nearest
 from repertory.recipe import Part, Recipe
@@ -42,9 +40,7 @@ class Source:
 
 @functools.lru_cache(maxsize=2)
 def _load(source: Source) -> Dataset:
-    return datasets.load(
-        source.spec, target=source.target, image_size=source.image_size, skip_bad=source.skip_bad
-    )
+    return datasets.load(source.spec, target=source.target, image_size=source.image_size, skip_bad=source.skip_bad)
 
 
 def model_part(text: str) -> Part:
@@ -131,12 +127,19 @@ def check_arm(each: Arm, dataset: Dataset) -> None:
     recipe = each.recipe
     try:
         learner = build_learner(recipe, dataset.in_shape, dataset.outputs, seed=0)
-        methods = [part.build() for part in recipe.methods]
-        recipe.optimizer.build([nn.Parameter(torch.zeros(1))])
         for part in (*recipe.curation, *recipe.after):
             build_part(part)
-        offers = {"epochs"} | ({"classes"} if dataset.task == "classification" else set())
-        check_methods(methods, learner.criterion, offers, {"target": "hard"})
+        if recipe.train_share > 0:
+            Step(
+                learner.network,
+                recipe.optimizer.build,
+                learner.criterion,
+                [part.build() for part in recipe.methods],
+                epochs=recipe.epochs * recipe.train_share,
+                classes=dataset.outputs if dataset.task == "classification" else None,
+                accumulate=recipe.accumulate,
+                clip_norm=recipe.clip_norm,
+            )
     except UserError as error:
         raise type(error)(f"{each.label}: {error}") from error
     except TypeError as error:

@@ -87,7 +87,9 @@ def fit(
     if (folder / "model.json").exists() and not resume:
         raise UserError(f"--out {str(folder)!r} holds a model already; name another folder, or delete it")
     if checkpoints.exists() and not resume:
-        raise UserError(f"--out {str(folder)!r} holds an unfinished fit; add --resume to complete it, or name another folder")
+        raise UserError(
+            f"--out {str(folder)!r} holds an unfinished fit; add --resume to complete it, or name another folder"
+        )
     chosen = device_of(device)
     dataset = Source(data, target, image_size, skip_bad).load()
     recipe, _ = chosen_recipe(dataset, model=model, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment)
@@ -95,11 +97,16 @@ def fit(
     check_arm(wanted, dataset)
     several = devices * nodes > 1 or strategy != "auto"
     if several and (wanted.recipe.curation or wanted.recipe.after):
-        raise UserError(f"{methods} chooses data or changes the model outside of training, which runs on one device; use --devices 1")
+        raise UserError(
+            f"{methods} chooses data or changes the model outside of training, which runs on one device; "
+            "use --devices 1"
+        )
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {str(folder)!r}: {error.strerror}; choose another folder with --out") from error
+        raise UserError(
+            f"cannot write to {str(folder)!r}: {error.strerror}; choose another folder with --out"
+        ) from error
     fabric = _fabric(chosen, devices, nodes, strategy) if several else None
     watcher = _logger(logger, folder) if fabric is None or fabric.is_global_zero else None
     outcome = supervised.run(
@@ -142,10 +149,12 @@ def _logger(name: str | None, folder: Path) -> Callable[[dict[str, Any]], None] 
         kind = CSVLogger if name == "csv" else TensorBoardLogger
         logger = kind(root_dir=folder, name="logs", version="")
     except ModuleNotFoundError as error:
-        raise UserError('logger="tensorboard" needs tensorboard; install it with: pip install "repertory[log]"') from error
+        raise UserError(
+            'logger="tensorboard" needs tensorboard; install it with: pip install "repertory[log]"'
+        ) from error
 
     def record(values: dict[str, Any]) -> None:
-        flat = {k: v for k, v in values.items() if isinstance(v, float)}
+        flat: dict[str, Any] = {k: v for k, v in values.items() if isinstance(v, float)}
         flat.update({f"validation_{k}": v for k, v in values["validation"].items()})
         logger.log_metrics(flat, step=int(values["steps"]))
         logger.save()

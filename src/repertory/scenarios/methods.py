@@ -99,7 +99,9 @@ def arm(text: str, baseline: Recipe, task: str, scenario: str) -> Arm:
     Raises:
         UserError: if a method is unknown, an option is unknown or out of range, or two methods conflict.
     """
-    recipe, slugs, owner = baseline, [], {}
+    recipe = baseline
+    slugs: list[str] = []
+    owner: dict[str, str] = {}
     for name, options in parse(text):
         slug, edited, owns = _edit(name, options, recipe, task, scenario)
         taken = {slot for slot in _SLOTS if getattr(edited, slot) != getattr(recipe, slot)} | set(owns)
@@ -112,7 +114,9 @@ def arm(text: str, baseline: Recipe, task: str, scenario: str) -> Arm:
         recipe = edited
         slugs.append(slug)
     if recipe.train_share < 0:
-        raise ConflictError(f"{text}: the shares of the budget that {' and '.join(slugs)} take add up to more than all of it")
+        raise ConflictError(
+            f"{text}: the shares of the budget that {' and '.join(slugs)} take add up to more than all of it"
+        )
     return Arm(text, tuple(slugs), recipe)
 
 
@@ -126,9 +130,13 @@ def _edit(
     if scenario not in card.scenarios:
         raise UserError(f"{name} plays in the scenario {' or '.join(card.scenarios)}, not in {scenario}; leave it out")
     if "classes" in card.needs and task != "classification":
-        raise ConflictError(f"{name} needs classes, but the target is a number ({task}); leave it out, or read the target as classes")
+        raise ConflictError(
+            f"{name} needs classes, but the target is a number ({task}); leave it out, or read the target as classes"
+        )
     edit = importlib.import_module(entry.module).edit
-    own = {key for key, p in inspect.signature(edit).parameters.items() if p.kind is not p.VAR_KEYWORD and key != "recipe"}
+    own = {
+        key for key, p in inspect.signature(edit).parameters.items() if p.kind is not p.VAR_KEYWORD and key != "recipe"
+    }
     try:
         edited: Recipe = edit(recipe, **options)
     except TypeError as error:

@@ -44,9 +44,13 @@ def default_model(dataset: Dataset) -> tuple[Part, str]:
     """Return the network that suits the data when the user names none, and why."""
     if dataset.modality == "image":
         size = "x".join(map(str, dataset.in_shape[1:]))
-        return Part("repertory.models.small:small_cnn"), f"a small convolutional network, since the inputs are {size} images"
+        return Part(
+            "repertory.models.small:small_cnn"
+        ), f"a small convolutional network, since the inputs are {size} images"
     if dataset.modality == "sequence":
-        return Part("repertory.models.small:conv1d"), "a small 1-d convolutional network, since the inputs are sequences"
+        return Part(
+            "repertory.models.small:conv1d"
+        ), "a small 1-d convolutional network, since the inputs are sequences"
     return Part("repertory.models.small:mlp"), "a small multilayer perceptron, since the inputs are rows of a table"
 
 

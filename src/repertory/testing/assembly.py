@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import io
@@ -22,7 +23,9 @@ from repertory.training.build import build_learner
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def build_step(subject: Subject, options: Mapping[str, Any] | None = None, *, baseline: bool = False, **more: Any) -> Step:
+def build_step(
+    subject: Subject, options: Mapping[str, Any] | None = None, *, baseline: bool = False, **more: Any
+) -> Step:
     """Return a step of the baseline recipe with the subject in it.
 
     Args:
@@ -39,23 +42,37 @@ def build_step(subject: Subject, options: Mapping[str, Any] | None = None, *, ba
     optimizer = functools.partial(locate(recipe.optimizer.factory), **recipe.optimizer.options)
     methods: list[Method] = [part.build() for part in recipe.methods]
     if not baseline and subject.edit is None:
-        with seeded(0, "subject"):
-            if subject.kind == "optimizer":
-                optimizer = functools.partial(subject.entry, **{**subject.tiny.arguments, **chosen})
-            elif subject.kind == "loss":
-                criterion = subject.make(**chosen)
-            elif subject.kind == "model":
-                network = subject.make(**chosen)
-            else:
-                methods = [subject.make(**chosen)]
+        if subject.kind == "optimizer":
+            optimizer = functools.partial(subject.entry, **{**subject.tiny.arguments, **chosen})
+        elif subject.kind == "algorithm":
+            methods = [subject.make(**chosen)]
+        else:
+            # Initial weights are drawn from the global generator, as torch's modules do.
+            with seeded(0, "subject"):
+                made = subject.make(**chosen)
+            criterion, network = (made, network) if subject.kind == "loss" else (criterion, made)
     needs = {need for method in methods for need in method.needs}
-    streams = {need.partition(":")[2]: TinyStream(subject.tiny.in_shape) for need in needs if need.startswith("stream:")}
+    streams = {
+        need.partition(":")[2]: TinyStream(subject.tiny.in_shape) for need in needs if need.startswith("stream:")
+    }
     network.train()
-    given: dict[str, Any] = {"epochs": STEPS * BATCH // EXAMPLES, "examples": EXAMPLES, "classes": CLASSES, **more}
+    given: dict[str, Any] = {
+        "epochs": STEPS * BATCH // EXAMPLES,
+        "examples": EXAMPLES,
+        "classes": CLASSES,
+        **more,
+    }
     return Step(network, optimizer, criterion, methods, streams=streams, **given)
 
 
-def run_steps(step: Step, subject: Subject, first: int = 0, last: int = STEPS, change: Change | None = None) -> list[float]:
+def run_steps(
+    step: Step,
+    subject: Subject,
+    first: int = 0,
+    last: int = STEPS,
+    change: Change | None = None,
+    seed_global: bool = True,
+) -> list[float]:
     """Make the updates from `first` to before `last`, with the ends of epochs, and return their losses.
 
     Args:
@@ -64,9 +81,10 @@ def run_steps(step: Step, subject: Subject, first: int = 0, last: int = STEPS, c
         first: number of the first update.
         last: number after the last.
         change: applied to each batch.
+        seed_global: seed torch's global generator for the run (networks with dropout), and put it back.
     """
     losses = []
-    with seeded(first, "global draws"):
+    with seeded(first, "global draws") if seed_global else contextlib.nullcontext():
         for number in range(first, last):
             entries = batch(number, subject.tiny.in_shape)
             losses.append(step(change(entries) if change else entries))
@@ -75,7 +93,9 @@ def run_steps(step: Step, subject: Subject, first: int = 0, last: int = STEPS, c
     return torch.stack(losses).tolist()
 
 
-def trained(subject: Subject, options: Mapping[str, Any] | None = None, last: int = STEPS, **more: Any) -> dict[str, Tensor]:
+def trained(
+    subject: Subject, options: Mapping[str, Any] | None = None, last: int = STEPS, **more: Any
+) -> dict[str, Tensor]:
     """Build, run, and return the weights."""
     step = build_step(subject, options, **more)
     run_steps(step, subject, last=last)
@@ -116,7 +136,9 @@ def difference(left: Any, right: Any, *, rtol: float = 0.0, atol: float = 0.0, n
         found = (difference(a, b, rtol=rtol, atol=atol, name=path) for path, a, b in parts)
         return next(filter(None, found), "")
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and len(left) == len(right):
-        found = (difference(a, b, rtol=rtol, atol=atol, name=f"{name}[{i}]") for i, (a, b) in enumerate(zip(left, right)))
+        found = (
+            difference(a, b, rtol=rtol, atol=atol, name=f"{name}[{i}]") for i, (a, b) in enumerate(zip(left, right))
+        )
         return next(filter(None, found), "")
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         if left.shape != right.shape:

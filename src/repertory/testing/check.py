@@ -30,7 +30,8 @@ class Check:
     Args:
         name: stable; a row of the capability table.
         kinds: the kinds of method it concerns.
-        function: raises `CheckFailure` (or any error) where the contract is broken, `NotApplicable` where it has no say.
+        function: raises `CheckFailure` (or any error) where the contract is broken, and `NotApplicable` where
+            it has no say.
     """
 
     name: str

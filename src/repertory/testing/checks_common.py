@@ -20,7 +20,8 @@ import torch
 from repertory.catalogue import FOLDERS
 from repertory.core.randomness import seeded
 from repertory.recipe import Recipe
-from repertory.testing.check import NotApplicable, check, require
+from repertory.testing.assembly import build_step, run_steps
+from repertory.testing.check import TRAINED, NotApplicable, check, require
 from repertory.testing.subject import Subject
 from repertory.testing.tiny import baseline_recipe
 from repertory.testing.use import outcome, use
@@ -44,7 +45,10 @@ def card_defaults_equal_signature(subject: Subject) -> None:
         raise NotApplicable("there is no card")
     parameters = subject.signature
     for name, value in subject.card.defaults.items():
-        require(name in parameters, f"the card has a default for {name!r}, which {subject.entry.__name__} does not take")
+        require(
+            name in parameters,
+            f"the card has a default for {name!r}, which {subject.entry.__name__} does not take",
+        )
         actual = parameters[name].default
         require(
             actual == value and type(actual) is type(value),
@@ -56,21 +60,25 @@ def card_defaults_equal_signature(subject: Subject) -> None:
 
 @check()
 def bad_options_are_refused(subject: Subject) -> None:
-    """A string, NaN and a hugely negative number are refused for each numeric option, with a message that names it."""
+    """Each numeric option refuses a string, NaN and a hugely negative number, and says which option it is."""
     options = {name: p.default for name, p in subject.signature.items() if _is_number(p.default)}
     if not options:
         raise NotApplicable("there are no numeric options")
     for name, default in options.items():
-        if name in subject.tiny.accepts:
-            continue
-        for bad in _bad_values(default):
+        for bad in _bad_values(default, name in subject.tiny.negative):
             try:
                 with seeded(0, "check"):
                     use(subject, subject.make(**{name: bad}))
             except ValueError as error:
-                require(name in str(error), f"{name}={bad!r} is refused by a message that does not name it: {error}")
+                require(
+                    name in str(error),
+                    f"{name}={bad!r} is refused by a message that does not name it: {error}",
+                )
             except Exception as error:
-                require(False, f"{name}={bad!r} raises {type(error).__name__} where a ValueError should name {name}")
+                require(
+                    False,
+                    f"{name}={bad!r} raises {type(error).__name__} where a ValueError should name {name}",
+                )
             else:
                 require(False, f"{name}={bad!r} is accepted")
 
@@ -79,7 +87,10 @@ def bad_options_are_refused(subject: Subject) -> None:
 def global_generator_untouched(subject: Subject) -> None:
     """Nothing is drawn from the global generators of torch, NumPy and Python, and none is reseeded."""
     before = _generators()
-    outcome(subject)
+    if subject.kind in TRAINED:
+        run_steps(build_step(subject), subject, seed_global=False)
+    else:
+        outcome(subject)
     for name, state in _generators().items():
         require(state == before[name], f"the global generator of {name} was used; draw from run.generator(slug)")
 
@@ -88,13 +99,21 @@ def global_generator_untouched(subject: Subject) -> None:
 def docstring_example_runs(subject: Subject) -> None:
     """The entry's docstring has an example, and it gives what it says."""
     finder, output = doctest.DocTestFinder(), io.StringIO()
-    tests = finder.find(subject.entry, subject.entry.__name__, subject.module, dict(vars(sys.modules[subject.entry.__module__])))
+    tests = finder.find(
+        subject.entry,
+        subject.entry.__name__,
+        subject.module,
+        dict(vars(sys.modules[subject.entry.__module__])),
+    )
     runner = doctest.DocTestRunner(verbose=False)
     with seeded(0, "check"):
         for test in tests:
             runner.run(test, out=output.write)
     require(runner.tries > 0, f"the docstring of {subject.entry.__name__} has no example")
-    require(runner.failures == 0, f"{runner.failures} of {runner.tries} examples fail: {' '.join(output.getvalue().split())}")
+    require(
+        runner.failures == 0,
+        f"{runner.failures} of {runner.tries} examples fail: {' '.join(output.getvalue().split())}",
+    )
 
 
 @check()
@@ -131,7 +150,7 @@ def four_files(subject: Subject) -> None:
 
 @check()
 def card_prose(subject: Subject) -> None:
-    """The module's docstring starts with one sentence and has the seven sections of a card, each with text."""
+    """The module's docstring starts with a sentence and has the seven sections of a card, each with text."""
     if subject.listed is None:
         raise NotApplicable("it is not in the catalogue")
     require(subject.listed.summary, "the docstring does not start with a sentence")
@@ -141,7 +160,7 @@ def card_prose(subject: Subject) -> None:
 
 @check()
 def edit_returns_a_recipe_that_differs(subject: Subject) -> None:
-    """The method's `edit` changes the baseline recipe, leaves the original alone, and the result survives saving."""
+    """`edit` changes the baseline recipe, leaves the original alone, and the result survives saving."""
     if subject.edit is None:
         raise NotApplicable("there is no card, so no name that edits a recipe")
     original = baseline_recipe()
@@ -150,7 +169,10 @@ def edit_returns_a_recipe_that_differs(subject: Subject) -> None:
     require(original == baseline_recipe(), "edit changed the recipe it was given")
     require(edited != original, "edit returned the recipe as it was")
     read = Recipe.from_dict(json.loads(json.dumps(edited.to_dict())))
-    require(read == edited, "the edited recipe is another one after saving and reading; use lists in options, not tuples")
+    require(
+        read == edited,
+        "the edited recipe is another one after saving and reading; use lists in options, not tuples",
+    )
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:
@@ -164,8 +186,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _bad_values(default: Any) -> Iterator[Any]:
-    for bad in ("much", math.nan, -(10**30) if isinstance(default, int) else -1e30):
+def _bad_values(default: Any, negative: bool) -> Iterator[Any]:
+    for bad in ("much", math.nan, *([] if negative else [-(10**30) if isinstance(default, int) else -1e30])):
         yield type(default)([bad, *default[1:]]) if isinstance(default, (tuple, list)) else bad
 
 

@@ -15,9 +15,15 @@ from repertory.testing.use import AFTER, applied, outcome
 def selection(subject: Subject) -> None:
     """`choose` returns distinct rows of the training part, fewer than all of them."""
     rows = outcome(subject)["rows"]
-    require(rows.dtype is torch.int64 and rows.ndim == 1, f"choose gives {rows.dtype} of shape {tuple(rows.shape)}")
+    require(
+        rows.dtype is torch.int64 and rows.ndim == 1,
+        f"choose gives {rows.dtype} of shape {tuple(rows.shape)}",
+    )
     require(len(rows.unique()) == len(rows), "a row was chosen twice")
-    require(len(rows) > 0 and int(rows.min()) >= 0 and int(rows.max()) < EXAMPLES, "rows beyond the training part, or none")
+    require(
+        len(rows) > 0 and int(rows.min()) >= 0 and int(rows.max()) < EXAMPLES,
+        "rows beyond the training part, or none",
+    )
     require(len(rows) < EXAMPLES, "all examples were chosen")
 
 
@@ -33,7 +39,7 @@ def apply_gives_a_model(subject: Subject) -> None:
 
 @check(*AFTER)
 def saved_model_is_rebuilt(subject: Subject) -> None:
-    """The state of the changed model loads into a model that is built anew, which then gives the same outputs."""
+    """The changed model's state loads into a model that is built anew, which then gives the same outputs."""
     _needs_apply(subject)
     part, model, bench = applied(subject)
     fresh = bench.fresh_model("another")

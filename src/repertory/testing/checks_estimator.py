@@ -24,7 +24,10 @@ def sklearn_clone(subject: Subject) -> None:
     require(first.fit(inputs, targets) is first, "fit does not return the estimator")
     expected = first.predict(inputs)
     for other in (second, third):
-        require(np.array_equal(other.fit(inputs, targets).predict(inputs), expected), "the clone predicts something else")
+        require(
+            np.array_equal(other.fit(inputs, targets).predict(inputs), expected),
+            "the clone predicts something else",
+        )
 
 
 @check("estimator")

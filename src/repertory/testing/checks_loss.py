@@ -17,7 +17,7 @@ from repertory.testing.tiny import problem
 
 @check("loss")
 def gradcheck(subject: Subject) -> None:
-    """The derivative by the network's output and by the loss's own parameters agrees with finite differences."""
+    """The derivatives by the output and by the loss's own parameters agree with finite differences."""
     criterion, output, target = _evaluated(subject)
     names = [name for name, parameter in criterion.named_parameters() if parameter.requires_grad]
     values = [dict(criterion.named_parameters())[name].detach().requires_grad_() for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,10 @@ def output_shape(subject: Subject) -> None:
     """The network gives one row of numbers an example, and in evaluation the same row alone as in a batch."""
     network, inputs = _network(subject)
     output = network(inputs)
-    require(output.shape == (len(inputs), CLASSES), f"{len(inputs)} inputs and {CLASSES} classes give {tuple(output.shape)}")
+    require(
+        output.shape == (len(inputs), CLASSES),
+        f"{len(inputs)} inputs and {CLASSES} classes give {tuple(output.shape)}",
+    )
     found = difference(network(inputs[:1]), output[:1], rtol=1e-4, atol=1e-5, name="the output of an example")
     require(not found, f"in a batch and alone, {found}")
 
@@ -49,13 +53,13 @@ def odd_input_sizes(subject: Subject) -> None:
         raise NotApplicable("its inputs are vectors of one length")
     network, _ = _network(subject)
     channels, *sizes = subject.tiny.in_shape
-    for change in (-1, 3):
+    for change in (1, 3):
         shape = [size + change * (place + 1) for place, size in enumerate(sizes)]
         output = network(torch.zeros(2, channels, *shape))
         require(output.shape == (2, CLASSES), f"inputs of {shape} give {tuple(output.shape)}")
 
 
 @torch.no_grad()
-def _network(subject: Subject) -> tuple[nn.Module, Tensor]:
+def _network(subject: Subject) -> tuple[Any, Tensor]:
     network = copy.deepcopy(build_step(subject).run.model).eval().requires_grad_(False)
     return network, problem(subject.tiny.in_shape)["input"]

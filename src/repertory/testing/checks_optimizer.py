@@ -26,7 +26,7 @@ def foreach_equals_loop(subject: Subject) -> None:
 
 @check("optimizer")
 def closure(subject: Subject) -> None:
-    """`step(closure)` evaluates the closure with gradients enabled, returns its loss, and makes the same update."""
+    """`step(closure)` evaluates the closure with gradients, returns its loss, and makes the same update."""
     plain, called = _parameters(), _parameters()
     optimizers = [_made(subject, parameters) for parameters in (plain, called)]
 
@@ -41,15 +41,16 @@ def closure(subject: Subject) -> None:
         expected = evaluate(plain).item()
         optimizers[0].step()
         with torch.no_grad():
-            returned = optimizers[1].step(lambda: evaluate(called))
-        require(returned is not None and float(returned) == expected, f"step(closure) returned {returned}, not its loss")
+            returned = optimizers[1].step(lambda: evaluate(called))  # type: ignore[arg-type,return-value]
+        loss = returned.item() if isinstance(returned, Tensor) else returned
+        require(loss == expected, f"step(closure) returned {returned}, not the closure's loss")
     found = difference([p.data for p in called], [p.data for p in plain])
     require(not found, f"with a closure the update is another one: {found}")
 
 
 @check("optimizer")
 def param_groups(subject: Subject) -> None:
-    """Groups keep options of their own, may be added later, skip tensors without a gradient, and survive saving."""
+    """Groups keep their own options, may be added later, skip tensors without gradient, and survive saving."""
     parameters = _parameters()
     still, without_gradient, moving, added = parameters
     start = [p.detach().clone() for p in parameters]
@@ -82,7 +83,10 @@ def refuses_sparse(subject: Subject) -> None:
         require("sparse" in str(error), f"the message does not mention sparse gradients: {error}")
         return
     moved = (embedding.weight.detach() != 1).any(1).tolist()
-    require(moved == [False, True, False, True, False], "sparse gradients are taken, and move other rows than theirs")
+    require(
+        moved == [False, True, False, True, False],
+        "sparse gradients are taken, and move other rows than theirs",
+    )
 
 
 def _made(subject: Subject, parameters: Any, **options: Any) -> torch.optim.Optimizer:

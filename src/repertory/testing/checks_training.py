@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repertory.core.randomness import seeded
 from repertory.core.state import State
@@ -20,7 +21,7 @@ from repertory.testing.use import AFTER, outcome
 
 _INTERRUPTED = 5
 """Updates before an interruption: in the middle of the third pass."""
-_CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+_RTOL, _ATOL = 1e-4, 1e-5
 
 
 @check(*TRAINED, *AFTER, "curation")
@@ -38,7 +39,10 @@ def loss_finite_and_falls(subject: Subject) -> None:
     losses = [loss for _ in range(4) for loss in run_steps(step, subject)]
     after = _loss(step, subject)
     require(all(map(math.isfinite, losses)), "the loss is not finite in every step")
-    require(after < before, f"the loss on the training examples went from {before:.6g} to {after:.6g} in {4 * STEPS} steps")
+    require(
+        after < before,
+        f"the loss on the training examples went from {before:.6g} to {after:.6g} in {4 * STEPS} steps",
+    )
 
 
 @check("algorithm", "optimizer", "loss", "layer", *AFTER, "curation")
@@ -85,7 +89,7 @@ def resume_mid_epoch_is_exact(subject: Subject) -> None:
 @check(*TRAINED)
 def accumulate_equals_one_batch(subject: Subject) -> None:
     """Two micro-batches make the update of one whole batch."""
-    found = difference(trained(subject), trained(subject, accumulate=2), **_CLOSE)
+    found = difference(trained(subject), trained(subject, accumulate=2), rtol=_RTOL, atol=_ATOL)
     require(not found, f"two micro-batches give another update than one batch: {found}")
 
 
@@ -110,7 +114,7 @@ def two_processes_equal_one(subject: Subject) -> None:
     first, second = pair().trained(subject.reference)
     found = difference(first, second)
     require(not found, f"the two processes end with different weights: {found}")
-    found = difference(first, trained(subject), **_CLOSE)
+    found = difference(first, trained(subject), rtol=_RTOL, atol=_ATOL)
     require(not found, f"two processes end with other weights than one: {found}")
 
 
@@ -124,8 +128,11 @@ def no_graph_break(subject: Subject) -> None:
     for compiled in (False, True):
         step = build_step(subject)
         run_steps(step, subject, last=_INTERRUPTED)
-        entries = {**batch(_INTERRUPTED, subject.tiny.in_shape), **{name: next(stream) for name, stream in step.streams.items()}}
-        call = step._evaluation
+        entries = {
+            **batch(_INTERRUPTED, subject.tiny.in_shape),
+            **{name: next(stream) for name, stream in step.streams.items()},
+        }
+        call: Callable[[State], Tensor] = step._evaluation
         call = torch.compile(call, fullgraph=True, backend="eager") if compiled else call
         with seeded(0, "global draws"):
             losses.append(call(State(step.run, entries)).detach())

@@ -58,10 +58,10 @@ def check_method(
     """Check that a method keeps the contract.
 
     Args:
-        method: a slug of the catalogue, an import path `package.module:name`, or a class: a `Method`, an optimizer, a
-            loss, a network, ...
-        expected_failures: checks that must fail, each with the reason; one that passes is itself a failure. Methods of
-            the catalogue have theirs on record.
+        method: a slug of the catalogue, an import path `package.module:name`, or a class: a `Method`, an
+            optimizer, a loss, a network, ...
+        expected_failures: checks that must fail, each with the reason; one that passes is itself a failure.
+            Methods of the catalogue have theirs on record.
         raise_on_failure: raise when a check failed, rather than return.
         only: run this check alone.
 
@@ -104,7 +104,9 @@ def _result(subject: Subject, name: str, expected: str | None) -> CheckResult:
         if expected:
             return CheckResult(name, "expected failure", expected)
         line = " ".join(str(error).split())[:300]
-        return CheckResult(name, "failed", line if isinstance(error, CheckFailure) else f"{type(error).__name__}: {line}")
+        return CheckResult(
+            name, "failed", line if isinstance(error, CheckFailure) else f"{type(error).__name__}: {line}"
+        )
     if expected:
         return CheckResult(name, "failed", f"expected to fail ({expected}), but it passes: delete the expectation")
     return CheckResult(name, "passed")

@@ -58,9 +58,7 @@ class Pair:
                 # One of them may still wait for the other inside a collective call.
                 self.stop()
             raise CheckFailure(f"with two processes: {first_error or second_error}")
-        first, second = (
-            torch.load(Path(self._folder.name) / f"{rank}.pt", weights_only=True) for rank in (0, 1)
-        )
+        first, second = (torch.load(Path(self._folder.name) / f"{rank}.pt", weights_only=True) for rank in (0, 1))
         return first, second
 
     def stop(self) -> None:
@@ -79,7 +77,11 @@ class Pair:
         if not hasattr(os, "fork"):
             raise NotApplicable("this system cannot fork a process")
         self.stop()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, self._folder.name],
             stdin=subprocess.PIPE,
@@ -105,7 +107,7 @@ class Pair:
 
 @functools.cache
 def pair() -> Pair:
-    """Return the pair of this session; its processes start with the first request and end with the session."""
+    """Return this session's pair; its processes start with the first request and end with the session."""
     made = Pair()
     atexit.register(made.stop)
     return made
@@ -164,4 +166,3 @@ def _forwarded(other: Any) -> Any:
         other.write(line)
         other.flush()
         yield line
-

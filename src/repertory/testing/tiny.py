@@ -31,28 +31,28 @@ class Tiny:
         arguments: of the entry, for parameters without a default (and sizes to make smaller).
         options: what its `edit` is given so that the method acts within `STEPS` updates.
         in_shape: shape of one input.
-        accepts: numeric options that take any number, each with the reason.
+        negative: numeric options for which any negative number makes sense, each with the reason.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     in_shape: tuple[int, ...] = (6,)
-    accepts: Mapping[str, str] = field(default_factory=dict)
+    negative: Mapping[str, str] = field(default_factory=dict)
 
 
 TINY: dict[str, Tiny] = {
-    "poolformer": Tiny(in_shape=(3, 16, 16)),
+    "poolformer": Tiny(in_shape=(3, 8, 8), negative={"layer_scale": "a start value of learned factors"}),
     "saf": Tiny(options={"start": 0, "lag": 1}),
     "repertory.algorithms.saf:MESA": Tiny(options={"start": 0}),
 }
-"""Special arguments by slug, or by `module:name` for a further class of a method's module, which is then checked too."""
+"""Special arguments by slug; or by `module:name` for a further class of a module, which is then checked too."""
 
 EXPECTED_FAILURES: dict[str, dict[str, str]] = {
     "esam": {
         "two_processes_equal_one": "each process selects examples within its own share of the batch",
     },
     "sam": {
-        "four_files": "a reference for the claims of others: it has no claim of its own, and is tested with ESAM",
+        "four_files": "a reference for the claims of others: without a claim of its own, and tested with ESAM",
     },
 }
 """Checks that a method of the catalogue does not pass, by slug, each with the reason; they must fail."""
@@ -77,7 +77,7 @@ def baseline_recipe() -> Recipe:
 
 
 def problem(in_shape: tuple[int, ...] = (6,)) -> dict[str, Tensor]:
-    """Return the examples: `input` `(12, *in_shape)` around the mean of their class, `target` and `index` `(12,)`."""
+    """Return the examples: `input` `(12, *in_shape)` around their class's mean, `target` and `index` `(12,)`."""
     generator = generator_for(0, "tiny problem")
     target = torch.arange(EXAMPLES) % CLASSES
     means = torch.randn(CLASSES, *in_shape, generator=generator)

@@ -32,7 +32,7 @@ def outcome(subject: Subject, options: Mapping[str, Any] | None = None, *, basel
         baseline: leave the subject out.
 
     Returns:
-        The weights of what is trained with the subject; else the outputs of the model in the end, and the chosen rows.
+        The weights, where the subject takes part in training; else the final outputs and the chosen rows.
     """
     if subject.kind in TRAINED:
         return trained(subject, options, baseline=baseline)
@@ -66,7 +66,7 @@ def applied(subject: Subject) -> tuple[Any, Learner, Bench]:
 
 
 def tiny_bench(subject: Subject, recipe: Recipe) -> Bench:
-    """Return a bench on the tiny problem, whose validation part are the training examples in another order."""
+    """Return a bench on the tiny problem; its validation part are the training examples in another order."""
     made = problem(subject.tiny.in_shape)
     order = torch.arange(EXAMPLES).flip(0)
     train = Examples(made["input"], made["target"])
@@ -91,13 +91,15 @@ def tiny_bench(subject: Subject, recipe: Recipe) -> Bench:
 
 
 def use(subject: Subject, made: Any) -> Any:
-    """Do with a built object what reads all of its options: choose rows, change a model, fit; else nothing."""
-    if subject.kind == "estimator" and hasattr(made, "fit"):
+    """Do with a built object what reads all its options: choose rows, change a model, fit; else nothing."""
+    if subject.kind == "estimator":
         return made.fit(*arrays(subject))
     bench = tiny_bench(subject, baseline_recipe())
     if subject.kind == "curation":
         return made.choose(bench)
-    return made.apply(bench.fresh_model(), bench) if hasattr(made, "apply") else made
+    if subject.kind in AFTER and hasattr(made, "apply"):
+        return made.apply(bench.fresh_model(), bench)
+    return made
 
 
 def arrays(subject: Subject) -> tuple[np.ndarray, np.ndarray]:

@@ -73,13 +73,16 @@ def _check_output(network: nn.Module, part: Part, in_shape: tuple[int, ...], out
             output = network(torch.zeros(2, *in_shape))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"model {part.factory!r} cannot take inputs of shape {in_shape}: {reason}; choose another --model") from error
+        raise UserError(
+            f"model {part.factory!r} cannot take inputs of shape {in_shape}: {reason}; choose another --model"
+        ) from error
     finally:
         for module, training in modes:
             module.training = training
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (2, outputs):
         raise UserError(
-            f"model {part.factory!r} gives {shape} for 2 inputs, but this data needs (2, {outputs}); give its factory a "
+            f"model {part.factory!r} gives {shape} for 2 inputs, but this data needs (2, {outputs}); "
+            "give its factory a "
             f"parameter named outputs and let it make the last layer that wide"
         )

@@ -101,8 +101,11 @@ def train(
         clock.pause()
         if losses and not math.isfinite(mean):
             raise DivergedError(
-                f"the training loss is {mean} in epoch {run.epoch} (step {run.counts.steps}); a smaller learning rate helps most"
+                f"the training loss is {mean} in epoch {run.epoch} (step {run.counts.steps}); a smaller "
+                "learning rate helps most"
             )
         if on_epoch is not None:
-            on_epoch(share, {"epoch": run.epoch, "train_loss": mean, "passes": run.counts.passes, "seconds": clock.seconds})
+            on_epoch(
+                share, {"epoch": run.epoch, "train_loss": mean, "passes": run.counts.passes, "seconds": clock.seconds}
+            )
     return {"seconds": clock.seconds, "peak_bytes": peak}

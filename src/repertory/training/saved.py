@@ -1,4 +1,4 @@
-"""Trained models in a folder: weights, recipe, classes and preprocessing, and nothing that could run code of its own."""
+"""Trained models in a folder: weights, recipe, classes and preprocessing; plain data, nothing that runs by itself."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in learner.state_dict().items()}
     save_file(tensors, folder / _WEIGHTS)
-    (folder / _RECIPE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / _RECIPE).write_text(
+        yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
     plain = {
         "format": _FORMAT,
         "task": dataset.task,
@@ -149,7 +151,10 @@ def load(folder: str | Path, *, trust: bool = False) -> SavedModel:
     folder = Path(folder)
     missing = [name for name in (_WEIGHTS, _RECIPE, _ABOUT) if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder} is not a saved model: {', '.join(missing)} missing; name the folder that 'repertory fit --out' wrote")
+        raise UserError(
+            f"{folder} is not a saved model: {', '.join(missing)} missing; name the folder that "
+            "'repertory fit --out' wrote"
+        )
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         recipe = Recipe.from_dict(yaml.safe_load((folder / _RECIPE).read_text(encoding="utf-8")))
@@ -160,9 +165,14 @@ def load(folder: str | Path, *, trust: bool = False) -> SavedModel:
         if isinstance(error, UserError):
             raise
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise UserError(f"{folder} holds a damaged or foreign model ({reason[:160]}); train it again with 'repertory fit'") from error
+        raise UserError(
+            f"{folder} holds a damaged or foreign model ({reason[:160]}); train it again with 'repertory fit'"
+        ) from error
     if about.get("format") != _FORMAT:
-        raise UserError(f"{folder} has format {about.get('format')!r}, this version reads {_FORMAT}; train it again with 'repertory fit'")
+        raise UserError(
+            f"{folder} has format {about.get('format')!r}, this version reads {_FORMAT}; train it again "
+            "with 'repertory fit'"
+        )
     if not trust:
         _check_origin(folder, recipe)
     if recipe.model.options.get("pretrained"):
@@ -177,7 +187,9 @@ def load(folder: str | Path, *, trust: bool = False) -> SavedModel:
         learner.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{folder}: the weights do not fit the recipe's network ({reason[:160]}); train it again") from error
+        raise UserError(
+            f"{folder}: the weights do not fit the recipe's network ({reason[:160]}); train it again"
+        ) from error
     return SavedModel(learner.eval(), recipe, encoder, normaliser, about)
 
 
@@ -187,12 +199,11 @@ def _check_origin(folder: Path, recipe: Recipe) -> None:
         home = getattr(locate(part.factory), "__module__", "") if _own(module) else ""
         if not _own(home):
             raise UserError(
-                f"the model in {folder} is built by {part.factory!r}, which is not part of repertory; if you trust whoever made it, "
+                f"the model in {folder} is built by {part.factory!r}, which is not part of repertory; if "
+                "you trust whoever made it, "
                 f"load it with trust=True (repertory predict --trust)"
             )
 
 
 def _own(module: str) -> bool:
     return module.startswith(_OWN) or module == "torch.nn" or module.startswith("torch.nn.modules.")
-
-

@@ -70,9 +70,7 @@ def curves(
     unit, factor = _thousands(max(curve[0, -1] for curve in every))
     with drawing("curves"):
         figure = blank(HEIGHT)
-        said = {
-            label: short(called[label]) + ", diverged" * (drawn[label][0] == "diverged") for label in drawn
-        }
+        said = {label: short(called[label]) + ", diverged" * (drawn[label][0] == "diverged") for label in drawn}
         margin = 0.065 + max(inches(text, SMALL + 1) for text in said.values()) / WIDTH
         axes = figure.add_axes((0.085, 0.135, 0.915 - margin, 0.825))
         ends, seen = {}, []
@@ -92,9 +90,7 @@ def curves(
                 continue
             grid, mean, sd = _average(found)
             if sd is not None and banded:
-                axes.fill_between(
-                    grid / factor, mean - sd, mean + sd, color=style.colour, alpha=0.14, lw=0, zorder=2
-                )
+                axes.fill_between(grid / factor, mean - sd, mean + sd, color=style.colour, alpha=0.14, lw=0, zorder=2)
             axes.plot(grid / factor, mean, ls="--" if style.dashed else "-", **line)
             axes.plot(grid[-1] / factor, mean[-1], style.marker, color=style.colour, ms=5, zorder=5)
             ends[label] = np.array((grid[-1] / factor, mean[-1]))

@@ -106,9 +106,7 @@ def _forest_limits(methods: Sequence[Mapping[str, Any]], scale: Scale) -> tuple[
     return min(low - room, -3 * room), max(high + room, 3 * room)
 
 
-def _forest_texts(
-    columns: Axes, y: int, row: Mapping[str, Any], lines: tuple[str, str], scale: Scale
-) -> None:
+def _forest_texts(columns: Axes, y: int, row: Mapping[str, Any], lines: tuple[str, str], scale: Scale) -> None:
     shift = 0.16
     up = shift if lines[1] else 0.0
     columns.text(0.002, y + up, lines[0], va="center", color=INK)

@@ -115,6 +115,15 @@ class DataDiet:
 
     Raises:
         OptionError: if an option is out of range.
+
+    >>> DataDiet(keep=0.3, rule="window", offset=0.6).spends
+    0.2
+
+    Notes:
+        The authors score at a point of one long training whose learning rate is still high; here each short
+        training runs through the recipe's whole schedule.
+
+    Reference: Paul, Ganguli, Dziugaite, https://arxiv.org/abs/2107.07075.
     """
 
     def __init__(
@@ -155,9 +164,7 @@ class DataDiet:
         """
         targets = bench.splits.train.targets
         if targets.is_floating_point():
-            raise ConflictError(
-                "data-diet needs classes, but the targets are numbers; leave it out of a regression"
-            )
+            raise ConflictError("data-diet needs classes, but the targets are numbers; leave it out of a regression")
         examples = len(targets)
         count = max(1, round(self.keep * examples))
         scores = self.scores(bench) if self.spends else torch.zeros(examples)
@@ -172,7 +179,7 @@ class DataDiet:
         )
 
     def scores(self, bench: Any) -> Tensor:
-        """Return each training example's score, averaged over the short trainings `(examples,)`, on the CPU."""
+        """Return each training example's mean score over the short trainings `(examples,)`, on the CPU."""
         total = torch.zeros(len(bench.splits.train.targets))
         for run in range(self.runs):
             name = f"data-diet-{run}"

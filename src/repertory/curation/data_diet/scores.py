@@ -13,6 +13,9 @@ from torch.nn import functional
 from repertory.core.classifier import classifier_of, features_and_output
 from repertory.errors import check_choice, check_number
 
+_HELD = 2**28
+"""Numbers that the gradients of a chunk may hold together: 1 GiB of float32."""
+
 
 def el2n(logits: Tensor, targets: Tensor, order: float = 2) -> Tensor:
     """Return the length of each example's error vector: predicted probabilities less the one-hot label.
@@ -59,30 +62,33 @@ def last_layer_norm(features: Tensor, logits: Tensor, targets: Tensor, bias: boo
     return el2n(logits, targets) * (features.square().sum(1) + bias).sqrt()
 
 
-def grand(
-    model: nn.Module, inputs: Tensor, targets: Tensor, *, chunk: int = 64, mode: str = "full"
-) -> Tensor:
+def grand(model: nn.Module, inputs: Tensor, targets: Tensor, *, chunk: int | None = None, mode: str = "full") -> Tensor:
     """Return the norm of each example's cross-entropy gradient, in evaluation mode.
 
     Args:
         model: the network; its trainable parameters count, and it is left as it was.
         inputs: `(examples, ...)`.
         targets: classes `(examples,)`, int64.
-        chunk: examples whose gradients are held at a time: each takes as much memory as the network's
-            parameters.
+        chunk: examples that are worked on at a time; each takes as much memory as the network's parameters.
+            None takes as many as fit in 1 GiB, at most 256.
         mode: "full" for all trainable parameters, "last_layer" for those of the last linear layer, in closed
             form.
 
     Returns:
         `(examples,)`, without gradient.
 
+    Raises:
+        OptionError: if `chunk` is not a whole number from 1 on, or `mode` is not known.
+
     >>> model = nn.Linear(2, 2)
     >>> inputs, targets = torch.ones(3, 2), torch.tensor([0, 1, 1])
     >>> torch.allclose(grand(model, inputs, targets), el2n(model(inputs), targets) * 3**0.5)
     True
     """
-    check_number("chunk", chunk, minimum=1, integer=True)
     check_choice("mode", mode, ("full", "last_layer"))
+    if chunk is None:
+        chunk = max(1, min(256, _HELD // sum(p.numel() for p in model.parameters())))
+    check_number("chunk", chunk, minimum=1, integer=True)
     with _evaluating(model):
         if mode == "full":
             return _gradient_norms(model, inputs, targets, chunk)

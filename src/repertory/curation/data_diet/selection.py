@@ -48,15 +48,11 @@ def select(
     examples = len(scores)
     check_choice("rule", rule, RULES)
     check_number("count", count, minimum=0, maximum=examples, integer=True)
-    check_number(
-        "offset", offset, minimum=0, maximum=examples - count if rule == "window" else None, integer=True
-    )
+    check_number("offset", offset, minimum=0, maximum=examples - count if rule == "window" else None, integer=True)
     if balanced and targets is None:
         raise OptionError("balanced=True needs targets, the class of each example; give them")
     if scores.isnan().any():
-        raise DataError(
-            f"{int(scores.isnan().sum())} of {examples} scores are not a number; the scoring run diverged"
-        )
+        raise DataError(f"{int(scores.isnan().sum())} of {examples} scores are not a number; the scoring run diverged")
     if rule == "random":
         scores = torch.randperm(examples, generator=generator)
     scores = scores.cpu()

@@ -76,9 +76,7 @@ class GDAClassifier(ClassifierMixin, BaseEstimator):
         self.text_scale = text_scale
         self.normalize = normalize
 
-    def fit(
-        self, X: Any, y: Any, text_weights: Any = None, validation: tuple[Any, Any] | None = None
-    ) -> GDAClassifier:
+    def fit(self, X: Any, y: Any, text_weights: Any = None, validation: tuple[Any, Any] | None = None) -> GDAClassifier:
         """Estimate the Gaussians and choose the weight of their logits; no gradient step is taken.
 
         Args:
@@ -102,15 +100,11 @@ class GDAClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(f"y has one class only ({self.classes_[0]!r}); give labels of at least 2 classes")
-        gaussians = estimate(
-            self._lengths(X), labels, len(self.classes_), precision=self.precision, prior=self.prior
-        )
+        gaussians = estimate(self._lengths(X), labels, len(self.classes_), precision=self.precision, prior=self.prior)
         texts = None if text_weights is None else self._texts(text_weights)
         self.precision_ = gaussians.precision
         self.alpha_ = 1.0 if texts is None else self._alpha(texts, *linear_rule(gaussians), validation)
-        self.coef_, self.intercept_ = linear_rule(
-            gaussians, texts, text_scale=self.text_scale, alpha=self.alpha_
-        )
+        self.coef_, self.intercept_ = linear_rule(gaussians, texts, text_scale=self.text_scale, alpha=self.alpha_)
         return self
 
     def decision_function(self, X: Any) -> Array:
@@ -145,9 +139,7 @@ class GDAClassifier(ClassifierMixin, BaseEstimator):
             )
         return self._lengths(texts)
 
-    def _alpha(
-        self, texts: Array, coef: Array, intercept: Array, validation: tuple[Any, Any] | None
-    ) -> float:
+    def _alpha(self, texts: Array, coef: Array, intercept: Array, validation: tuple[Any, Any] | None) -> float:
         if self.alpha != "grid":
             return float(self.alpha)
         if validation is None:

@@ -71,9 +71,7 @@ class GDAHead:
         """
         labels = as_array(bench.splits.train.targets)
         if not np.issubdtype(labels.dtype, np.integer):
-            raise ConflictError(
-                "gda-clip needs classes, but the targets are numbers; leave it out of a regression"
-            )
+            raise ConflictError("gda-clip needs classes, but the targets are numbers; leave it out of a regression")
         features = self._features(model, bench, "train")
         gaussians = estimate(features, labels, bench.outputs, precision=self.precision, prior=self.prior)
         coef, intercept = linear_rule(gaussians)
@@ -103,8 +101,8 @@ class GDAHead:
         name, old = classifier_of(model)
         if old.out_features != outputs:
             raise ConflictError(
-                f"gda-clip needs a classifier, but the last linear layer {name} has {old.out_features} outputs "
-                f"for {outputs} classes; leave the loss or layer out that changed it"
+                f"gda-clip needs a classifier, but the last linear layer {name} has "
+                f"{old.out_features} outputs for {outputs} classes; leave out what changed it"
             )
         rows = as_array(old.weight)
         if self.normalize:
@@ -119,9 +117,7 @@ class GDAHead:
             linear.weight.copy_(weight)
             linear.bias.copy_(bias)
         linear = linear.to(old.weight.device)
-        return replace_classifier(
-            model, lambda _: nn.Sequential(UnitLength(), linear) if self.normalize else linear
-        )
+        return replace_classifier(model, lambda _: nn.Sequential(UnitLength(), linear) if self.normalize else linear)
 
 
 class UnitLength(nn.Module):

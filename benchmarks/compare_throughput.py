@@ -1,0 +1,30 @@
+"""How much faster a comparison is with two worker processes than with one."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def seconds(jobs: int) -> float:
+    """Return the wall time of one comparison, its start included."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "repertory", "compare", "sam", "--data", "digits", "--seeds", "4"]
+        start = time.perf_counter()
+        subprocess.run([*command, "--jobs", str(jobs), "--out", f"{folder}/run"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the ratio."""
+    pairs = [(seconds(1), seconds(2)) for _ in range(3)]
+    one, two = (statistics.median(values) for values in zip(*pairs))
+    print(f"| jobs | seconds |\n|---|---|\n| 1 | {one:.1f} |\n| 2 | {two:.1f} |")
+    print(f"\nthroughput with 2 jobs: {statistics.median(a / b for a, b in pairs):.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What a step costs with each method, against the same step without it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from engine_overhead import problem
+from timing import print_table, ratios
+from torch import nn
+
+from repertory import Step
+from repertory.algorithms import ESAM, PSKD, SAF, SAM
+from repertory.core import Method
+from repertory.optim import Lion
+
+
+def step_call(name: str, *methods: Method) -> Callable[[], object]:
+    """Return a call that makes one step of SGD with the methods."""
+    model, inputs, targets = problem(name)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    step = Step(model, optimizer, nn.CrossEntropyLoss(), list(methods), epochs=100, examples=10**6, classes=10)
+    step.run.epoch = 10
+    batch = {"input": inputs, "target": targets, "index": torch.arange(len(inputs))}
+    return lambda: step(batch)
+
+
+def optimizer_call(make: Callable[..., torch.optim.Optimizer], **options: Any) -> Callable[[], object]:
+    """Return a call that makes one optimizer step on a network of 5 million parameters."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(512, 512), nn.LayerNorm(512)) for _ in range(19)]
+    model = nn.Sequential(*layers)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer = make(model.parameters(), **options)
+    return optimizer.step
+
+
+def main() -> None:
+    """Print the ratios."""
+    torch.set_num_threads(1)
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 31
+    for name in ("small CNN, digits", "poolformer_tiny, 32x32"):
+        table: dict[str, Callable[[], object]] = {
+            "SGD": step_call(name),
+            "SAM": step_call(name, SAM()),
+            "ESAM": step_call(name, ESAM()),
+            "SAF": step_call(name, SAF(start=0)),
+            "PS-KD": step_call(name, PSKD()),
+        }
+        print_table(f"Step with a method against without: {name}", ratios(table, "SGD", rounds=rounds))
+    optimizers: dict[str, Callable[[], object]] = {
+        "torch AdamW(foreach=True)": optimizer_call(torch.optim.AdamW, lr=1e-4, foreach=True),
+        "Lion": optimizer_call(Lion, lr=1e-4, weight_decay=0.1),
+    }
+    try:
+        from pytorch_optimizer import Lion as OtherLion
+
+        optimizers["pytorch_optimizer Lion(foreach=True)"] = optimizer_call(
+            OtherLion, lr=1e-4, weight_decay=0.1, foreach=True
+        )
+    except ImportError:
+        pass
+    print_table(
+        "Optimizer step, 5M parameters", ratios(optimizers, "torch AdamW(foreach=True)", rounds=rounds, calls=5)
+    )
+
+
+if __name__ == "__main__":
+    main()
