@@ -10,7 +10,8 @@ from timing import print_table, ratios
 from torch import nn
 
 from repertory import Step
-from repertory.models import poolformer_tiny, small_cnn
+from repertory.models.poolformer import poolformer_tiny
+from repertory.models.small import small_cnn
 
 
 def problem(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

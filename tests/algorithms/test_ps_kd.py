@@ -160,6 +160,14 @@ def test_all_passes_of_a_step_have_the_same_targets() -> None:
     assert not torch.equal(targets[2], targets[0])
 
 
+def test_predictions_of_perturbed_weights_are_not_remembered() -> None:
+    method, model = PSKD(), network()
+    batch = epoch_batches(0)[0]
+    stepper(model, SAM(rho=1.0), method, lr=0.0)(batch)
+    with torch.no_grad():
+        torch.testing.assert_close(method.past.read(batch["index"]), model(batch["input"]).softmax(1))
+
+
 def test_methods_around_it_see_the_networks_output() -> None:
     saf, model = SAF(start=0, lag=1), network()
     batch = epoch_batches(0)[0]

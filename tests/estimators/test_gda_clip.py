@@ -207,7 +207,7 @@ def test_normalised_features_have_length_one() -> None:
 def test_tuned_alpha_is_the_smallest_of_the_best() -> None:
     zero_shot = np.array([[2.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
     gaussian = np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-    # Label 1 for the last example needs a weight above 1; a weight above 2 loses the first one.
+    # Label 1 for the last example needs a weight above 1 (with factors, above 2 and 1/15); above 2 the first is lost.
     assert tune_alpha(zero_shot, gaussian, np.array([0, 1, 0])) == 1e-4
     assert tune_alpha(zero_shot, 0.5 * gaussian, np.array([1, 1, 1])) == 10.0
     assert tune_alpha(zero_shot, 15 * gaussian, np.array([0, 1, 1])) == 0.1
@@ -296,8 +296,7 @@ def test_data_that_cannot_be_fitted_says_why() -> None:
 
 
 def test_mixture_is_expectation_maximisation_written_out() -> None:
-    features, labels = blobs()
-    features, start = unit(features), texts()
+    features, start = unit(blobs()[0]), texts()
     found = fit_unlabelled(features, start, iterations=3, text_scale=5)
     logits = 5 * features @ start.T
     for _ in range(3):
@@ -423,24 +422,22 @@ def test_head_without_zero_shot_branch_ignores_the_networks_classifier() -> None
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_rebuilt_network_takes_the_saved_weights(normalize: bool) -> None:
-    bench, head = Bench(), GDAHead(normalize=normalize)
+    bench, head, model, fresh = Bench(), GDAHead(normalize=normalize), network(bias=False), network(1, bias=False)
     state = torch.random.get_rng_state()
-    changed = head.apply(network(bias=False), bench)
-    fresh = head.rebuild(network(seed=1, bias=False), 3)
+    changed, fresh = head.apply(model, bench), head.rebuild(fresh, 3)
     assert torch.equal(torch.random.get_rng_state(), state)
     fresh.load_state_dict(changed.state_dict())
     assert torch.equal(outputs_of(fresh, bench), outputs_of(changed, bench))
 
 
 def test_head_refuses_what_is_no_classifier() -> None:
-    bench = Bench()
+    wide, numbers = Bench(outputs=4), Bench()
+    wide.splits.train.targets[0] = 3
     with pytest.raises(ConflictError, match="3 outputs for 4 classes"):
-        wide = Bench(outputs=4)
-        wide.splits.train.targets[0] = 3
         GDAHead().apply(network(), wide)
-    bench.splits.train.targets = bench.splits.train.targets.float()
+    numbers.splits.train.targets = numbers.splits.train.targets.float()
     with pytest.raises(ConflictError, match="needs classes"):
-        GDAHead().apply(network(), bench)
+        GDAHead().apply(network(), numbers)
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,7 @@ def test_drop_path_keeps_or_drops_whole_examples_and_the_mean() -> None:
 
 
 def test_drop_path_rises_linearly_over_all_blocks() -> None:
-    model = MetaFormer(
-        (3, 32, 32), 2, depths=(1, 3, 1), dims=(4, 4, 4), strides=(4, 2, 2), drop_path_rate=0.4
-    )
+    model = MetaFormer((3, 32, 32), 2, depths=(1, 3, 1), dims=(4, 4, 4), strides=(4, 2, 2), drop_path_rate=0.4)
     rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
@@ -205,10 +203,7 @@ def test_agrees_with_timms_poolformer_s12_on_its_weights() -> None:
     }
     theirs.load_state_dict(weights)
     ours.load_state_dict(
-        {
-            from_timm(name): value.view(-1, 1, 1) if "layer_scale" in name else value
-            for name, value in weights.items()
-        }
+        {from_timm(name): value.view(-1, 1, 1) if "layer_scale" in name else value for name, value in weights.items()}
     )
     with torch.no_grad():
         x = images(2, 3, 64, 64)

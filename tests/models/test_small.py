@@ -54,15 +54,11 @@ def test_the_linear_model_is_an_mlp_of_depth_zero() -> None:
 
 
 def test_hidden_layers_of_the_mlp_have_the_given_width_and_number() -> None:
-    sizes = [
-        (m.in_features, m.out_features) for m in mlp((2, 3), 4, width=5, depth=3) if isinstance(m, nn.Linear)
-    ]
+    sizes = [(m.in_features, m.out_features) for m in mlp((2, 3), 4, width=5, depth=3) if isinstance(m, nn.Linear)]
     assert sizes == [(6, 5), (5, 5), (5, 5), (5, 4)]
 
 
-@pytest.mark.parametrize(
-    ("side", "expected"), [(8, [8, 4, 2]), (16, [16, 8, 4]), (32, [16, 8, 4]), (64, [16, 8, 4])]
-)
+@pytest.mark.parametrize(("side", "expected"), [(8, [8, 4, 2]), (16, [16, 8, 4]), (32, [16, 8, 4]), (64, [16, 8, 4])])
 def test_large_images_are_reduced_by_the_first_stage(side: int, expected: list[int]) -> None:
     value, sides = torch.zeros(1, 3, side, side), []
     for layer in small_cnn((3, side, side), 2):

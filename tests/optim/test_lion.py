@@ -27,9 +27,7 @@ def gradients(step: int, scale: float = 1.0) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) * scale for shape in SHAPES]
 
 
-def trained(
-    optimizer_class: type = Lion, steps: int = 30, scale: float = 1.0, **options: object
-) -> list[Tensor]:
+def trained(optimizer_class: type = Lion, steps: int = 30, scale: float = 1.0, **options: object) -> list[Tensor]:
     parameters = weights()
     optimizer = optimizer_class(parameters, **{"lr": 0.01, **options})
     for step in range(steps):
@@ -107,13 +105,6 @@ def test_foreach_takes_parameters_of_several_types() -> None:
     assert equal(*results)
 
 
-def test_large_tensors_are_stepped_in_pieces_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trained(weight_decay=0.1)
-    monkeypatch.setattr("repertory.optim.lion._PIECE", 4)
-    monkeypatch.setattr("repertory.optim.lion._LARGE", 5)
-    assert equal(trained(weight_decay=0.1), whole)
-
-
 @pytest.mark.parametrize("scale", [2.0**-8, 2.0**8])
 def test_the_scale_of_the_gradients_does_not_matter(scale: float) -> None:
     assert equal(trained(scale=scale), trained())
@@ -164,9 +155,7 @@ def test_parameters_without_a_gradient_stay_and_get_no_state() -> None:
     used, unused = weights()[:2]
     before = unused.detach().clone()
     for foreach in (True, False):
-        optimizer = Lion(
-            [{"params": [used, unused]}, {"params": weights()[2:]}], weight_decay=1.0, foreach=foreach
-        )
+        optimizer = Lion([{"params": [used, unused]}, {"params": weights()[2:]}], weight_decay=1.0, foreach=foreach)
         used.grad = torch.ones_like(used)
         optimizer.step()
         assert torch.equal(unused, before)

@@ -405,3 +405,9 @@ def test_which_checks_concern_a_method_follows_from_its_kind() -> None:
 def test_a_class_of_unknown_kind_is_refused() -> None:
     with pytest.raises(UserError, match="cannot tell what kind of method 'Fraction' is"):
         check_method("fractions:Fraction")
+
+
+def test_an_estimator_of_scikit_learn_is_checked_as_it_is() -> None:
+    for check in ("sklearn_clone", "same_seed_same_numbers", "global_generator_untouched"):
+        assert check_method("sklearn.naive_bayes:GaussianNB", only=check)[0].status == "passed"
+    assert check_method("sklearn.naive_bayes:GaussianNB", only="differs_from_baseline")[0].status == "not applicable"

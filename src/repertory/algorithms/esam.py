@@ -135,7 +135,7 @@ class ESAM(Method):
         with _only(kept, run):
             loss = inner(state)
         moved = [p for p in kept if p.grad is not None]
-        offsets = ascent_offsets(moved, self.rho / self.beta, self.adaptive, run, _EPSILON)
+        offsets = ascent_offsets(moved, self.rho / self.beta, self.adaptive, _EPSILON)
         with perturbed(moved, offsets), frozen_norm_statistics(run.model):
             inner(self._selected(state).replace(evaluation=state.evaluation + 1))
         return loss

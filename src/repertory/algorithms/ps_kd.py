@@ -130,7 +130,6 @@ class PSKD(Method):
         if teacher != "table":
             self.needs = self.needs - {"index"}  # type: ignore[misc]
         self.past: ExampleTable | FrozenCopy | None = None
-        self._seen: list[tuple[Tensor, Tensor]] = []
 
     def setup(self, run: Run) -> None:
         """Make the table, or the copy of the network."""
@@ -139,10 +138,9 @@ class PSKD(Method):
 
     def step(self, state: State, inner: Inner) -> Tensor:
         """Store the step's predictions once the step is over."""
-        self._seen.clear()
         loss = inner(state)
         if isinstance(self.past, ExampleTable):
-            for index, predictions in self._seen:
+            for index, predictions in state.memo.pop(self.slug, ()):
                 self.past.write(index, predictions)
         return loss
 
@@ -159,7 +157,7 @@ class PSKD(Method):
         state.output = refined.output
         if state.evaluation == 0 and isinstance(self.past, ExampleTable):
             predictions = torch.softmax(refined.output.detach(), 1, dtype=torch.float32)
-            self._seen.append((state.batch["index"], predictions))
+            state.memo.setdefault(self.slug, []).append((state.batch["index"], predictions))
         return loss
 
     def epoch_end(self, run: Run) -> None:

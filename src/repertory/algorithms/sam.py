@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from repertory.card import Card
 from repertory.core.method import Inner, Method
 from repertory.core.perturbation import frozen_norm_statistics, perturbed, total_norm
-from repertory.core.state import Run, State
+from repertory.core.state import State
 from repertory.errors import check_choice, check_number
 from repertory.recipe import Part, Recipe
 
@@ -69,7 +69,6 @@ def ascent_offsets(
     parameters: Sequence[nn.Parameter],
     rho: float,
     adaptive: bool = False,
-    run: Run | None = None,
     epsilon: float = _EPSILON,
 ) -> list[Tensor]:
     """Return the step of length `rho` along the gradient that each parameter holds in `.grad`.
@@ -78,7 +77,6 @@ def ascent_offsets(
         parameters: parameters with a gradient.
         rho: Euclidean length of the whole step (of `step / |w|` when adaptive).
         adaptive: scale each entry by its weight squared, so that the radius does not depend on the weights' scale.
-        run: the run, whose processes share the norm where parameters are sharded.
         epsilon: added to the norm.
 
     Returns:
@@ -93,10 +91,10 @@ def ascent_offsets(
     if adaptive:
         weights = [p.detach() for p in parameters]
         gradients = list(torch._foreach_mul(gradients, weights))
-        norm = total_norm(gradients, run)
+        norm = total_norm(gradients)
         gradients = list(torch._foreach_mul(gradients, weights))
     else:
-        norm = total_norm(gradients, run)
+        norm = total_norm(gradients)
     return list(torch._foreach_mul(gradients, rho / (norm + epsilon))) if gradients else []
 
 
@@ -139,7 +137,7 @@ class SAM(Method):
         if self.rho == 0:
             return loss
         moved = [p for p in state.run.parameters if p.grad is not None]
-        offsets = ascent_offsets(moved, self.rho, self.adaptive, state.run)
+        offsets = ascent_offsets(moved, self.rho, self.adaptive)
         with perturbed(moved, offsets), frozen_norm_statistics(state.run.model):
             inner(state.replace(evaluation=state.evaluation + 1))
         return loss

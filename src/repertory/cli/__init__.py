@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (such as `head`) has gone; or else the interpreter complains when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
-    except (KeyboardInterrupt, typer.Abort):
-        return _report("interrupted", _INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _report(str(error) or "interrupted", _INTERRUPTED)
     except Exception as error:
         if debug:
             traceback.print_exc()

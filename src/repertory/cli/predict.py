@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -15,8 +17,6 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict with a saved model: one row an input."""
-    from pathlib import Path
-
     from repertory.cli.output import print_json, print_table
     from repertory.errors import UserError
     from repertory.training.saved import load
@@ -24,20 +24,37 @@ def predict(
     suffix = None if out is None else Path(out).suffix
     if suffix not in (None, ".csv", ".parquet", ".json"):
         raise UserError(f"--out {out!r} must end in .csv, .parquet or .json")
+    if out is not None and not Path(out).parent.is_dir():
+        raise UserError(f"--out {out!r} lies in a folder that does not exist; make it, or name another")
     rows = load(model, trust=trust).predict(data).rows()
     if out is not None:
-        import pandas as pd
-
-        frame = pd.DataFrame(rows)
-        if suffix == ".csv":
-            frame.to_csv(out, index=False)
-        elif suffix == ".parquet":
-            frame.to_parquet(out, index=False)
-        else:
-            frame.to_json(out, orient="records", indent=2)
+        _write(rows, Path(out))
         print(f"{len(rows)} predictions: {out}")
     elif as_json:
         print_json(rows)
     else:
         columns = [name for name in rows[0] if not name.startswith("p(")]
         print_table(columns, [[str(row[name]) for name in columns] for row in rows])
+
+
+def _write(rows: list[dict[str, Any]], path: Path) -> None:
+    import pandas as pd
+
+    from repertory.errors import UserError
+
+    frame = pd.DataFrame(rows)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".csv":
+            frame.to_csv(partial, index=False)
+        elif path.suffix == ".parquet":
+            frame.to_parquet(partial, index=False)
+        else:
+            frame.to_json(partial, orient="records", indent=2)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"--out {str(path)!r} cannot be written: {error.strerror or error}; name another file"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

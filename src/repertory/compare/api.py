@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from repertory import catalogue
 from repertory.compare.claim import versions
-from repertory.compare.execute import Job, executor
+from repertory.compare.execute import Execute, Job, executor
 from repertory.compare.files import write_json
 from repertory.compare.folder import RunFolder, safe_name
 from repertory.compare.plan import Plan, make_plan
@@ -109,15 +111,28 @@ def compare(
     if processes < 1:
         raise UserError(f"jobs={jobs} must be at least 1")
     run = executor(on, processes)
-    folder = RunFolder(Path(out)) if out is not None else None
-    if resume and budget == "seconds":
+    folder = RunFolder.find(plan, out, resume)
+    if budget == "seconds" and folder.saved_fingerprint() is not None:
         # Measured anew it would differ a little; all runs must get what the first ones got.
-        begun = folder or RunFolder.open(plan, None, resume)
-        if begun.saved_fingerprint() == plan.fingerprint():
-            plan = _with_budget(plan, begun)
-    folder = RunFolder.open(plan, out, resume)
-    arms = list(plan.arms)
-    total = (len(arms) * tune) + len(arms) * seeds
+        plan = dataclasses.replace(plan, budget=Budget(**folder.budget()))
+    folder.begin(plan)
+    with _resumable(folder):
+        return _run(plan, folder, run, tune, command or _call(methods, data), watch)
+
+
+@contextlib.contextmanager
+def _resumable(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; finished runs are kept in {folder.path}: repeat the command with --resume to complete it"
+        ) from None
+
+
+def _run(plan: Plan, folder: RunFolder, run: Execute, tune: int, command: str, watch: Watch | None) -> dict[str, Any]:
+    arms, seed = list(plan.arms), plan.settings["seed"]
+    total = len(arms) * (tune + len(plan.seeds))
     told = watch or (lambda key, share, runs: None)
 
     def finish(wanted: list[Job]) -> list[dict[str, Any]]:
@@ -126,9 +141,10 @@ def compare(
             if found[job["key"]] is not None:
                 told(job["key"], 1.0, total)
         missing = [job for job in wanted if found[job["key"]] is None]
-        for job, result in run(missing, lambda key, share: told(key, min(share, 0.99), total)):
-            found[job["key"]] = folder.save_result(job["key"], {**result, "split_seed": job["split_seed"]})
-            told(job["key"], 1.0, total)
+        with contextlib.closing(run(missing, lambda key, share: told(key, min(share, 0.99), total))) as ended:
+            for job, result in ended:
+                found[job["key"]] = folder.save_result(job["key"], {**result, "split_seed": job["split_seed"]})
+                told(job["key"], 1.0, total)
         return [result for result in (found[job["key"]] for job in wanted) if result is not None]
 
     metric = main_metric(plan.dataset.task)
@@ -154,19 +170,13 @@ def compare(
             for each in plan.seeds
         ]
     )
-    comparison = _comparison(plan, arms, results, chosen, command or _call(methods, data))
+    comparison = _comparison(plan, arms, results, chosen, command)
     comparison["folder"] = str(folder.path)
     folder.save_table(results)
     write_json(folder.path / "run.json", comparison)
     write_report(folder.path / "report.html", comparison)
     _raise_if_nothing_ran(results, folder)
     return comparison
-
-
-def _with_budget(plan: Plan, begun: RunFolder) -> Plan:
-    import dataclasses
-
-    return dataclasses.replace(plan, budget=Budget(**begun.budget()))
 
 
 def _job(plan: Plan, label: str, slugs: tuple[str, ...], recipe: Recipe, seed: int, key: str) -> Job:
@@ -178,6 +188,7 @@ def _job(plan: Plan, label: str, slugs: tuple[str, ...], recipe: Recipe, seed: i
         "seed": seed,
         "split_seed": plan.settings["seed"] if plan.settings["tune"] else seed,
         "data": vars(plan.source),
+        "fingerprint": plan.data_fingerprint,
         "budget": vars(plan.budget),
         "device": plan.settings["device"],
         "precision": plan.settings["precision"],

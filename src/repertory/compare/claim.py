@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import json
 import platform
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repertory.compare.files import write_json
 from repertory.compare.statistics import paired
 from repertory.compare.workers import worker_pool
 from repertory.errors import UserError, check_number
@@ -191,17 +189,3 @@ def _commit(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
-
-
-def main(slug: str) -> None:
-    """Run the claim of a method and record it beside its file."""
-    from repertory import catalogue
-
-    path = catalogue.get(slug).claim_path()
-    record = run_claim(path)
-    write_json(path.with_suffix(".json"), record)
-    print(json.dumps({key: record[key] for key in ("verdict", "statements", "minutes")}, indent=2))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import queue as queues
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from repertory.errors import UserError, check_choice
 
 Job = dict[str, Any]
 Result = dict[str, Any]
+Ended = Generator[tuple[Job, Result], None, None]
 PLACES = ("local", "ray")
 
 
@@ -25,7 +26,7 @@ class WorkerDiedError(RuntimeError):
 class Execute(Protocol):
     """Runs jobs and yields each with its result, in the order in which they end."""
 
-    def __call__(self, jobs: Sequence[Job], on_progress: Callable[[str, float], None]) -> Iterator[tuple[Job, Result]]:
+    def __call__(self, jobs: Sequence[Job], on_progress: Callable[[str, float], None]) -> Ended:
         """Run the jobs."""
         ...
 
@@ -46,9 +47,7 @@ def executor(place: str, processes: int) -> Execute:
     return lambda jobs, on_progress: _locally(jobs, on_progress, processes)
 
 
-def _locally(
-    jobs: Sequence[Job], on_progress: Callable[[str, float], None], processes: int
-) -> Iterator[tuple[Job, Result]]:
+def _locally(jobs: Sequence[Job], on_progress: Callable[[str, float], None], processes: int) -> Ended:
     if not jobs:
         return
     messages = multiprocessing.get_context("spawn").Queue()
@@ -59,7 +58,8 @@ def _locally(
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 for key, share in _drain(messages):
                     on_progress(key, share)
-                for future in done:
+                # Finished runs first: when a worker was killed, none of them is lost.
+                for future in sorted(done, key=lambda ended: ended.exception() is not None):
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise WorkerDiedError(
@@ -82,7 +82,7 @@ def _on_ray() -> Execute:
     except ImportError as error:
         raise UserError('on="ray" needs Ray; install it with: pip install "repertory[ray]"') from error
 
-    def run(jobs: Sequence[Job], on_progress: Callable[[str, float], None]) -> Iterator[tuple[Job, Result]]:
+    def run(jobs: Sequence[Job], on_progress: Callable[[str, float], None]) -> Ended:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
         remote = ray.remote(num_cpus=1, max_retries=2)(run_job)

@@ -25,8 +25,8 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def open(cls, plan: Plan, out: str | Path | None, resume: bool) -> RunFolder:
-        """Make the folder of a plan, or open the one it was begun in.
+    def find(cls, plan: Plan, out: str | Path | None, resume: bool) -> RunFolder:
+        """Return the folder for a plan, or the one it was begun in; nothing is written.
 
         Args:
             plan: what will be run.
@@ -34,23 +34,29 @@ class RunFolder:
             resume: go on with what lies there.
 
         Raises:
-            UserError: if the folder holds another comparison, or this one without `resume`, or cannot be written.
+            UserError: if the folder holds another comparison, or this one without `resume`.
         """
         if out is None:
-            folder = cls._default(plan, resume)
-        else:
-            folder = cls(Path(out))
-            folder._check(plan, resume)
+            return cls._default(plan, resume)
+        folder = cls(Path(out))
+        folder._check(plan, resume)
+        return folder
+
+    def begin(self, plan: Plan) -> None:
+        """Make the folder and write the plan.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(folder.path / "plan.json", {"fingerprint": plan.fingerprint(), **plan.to_dict()})
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "plan.json", {"fingerprint": plan.fingerprint(), **plan.to_dict()})
         except (FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"--out {str(folder.path)!r} is a file; name a folder") from error
+            raise UserError(f"--out {str(self.path)!r} is a file; name a folder") from error
         except OSError as error:
             raise UserError(
-                f"cannot write to {str(folder.path)!r}: {error.strerror}; choose another folder with --out"
+                f"cannot write to {str(self.path)!r}: {error.strerror}; choose another folder with --out"
             ) from error
-        return folder
 
     @classmethod
     def _default(cls, plan: Plan, resume: bool) -> RunFolder:
@@ -99,9 +105,9 @@ class RunFolder:
         """Return the saved result of a run; one that failed, or cannot be read, counts as not run."""
         try:
             saved = json.loads((self.path / "results" / f"{key}.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            return None if saved["status"] == "failed" else dict(saved)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        return None if saved.get("status") == "failed" else dict(saved)
 
     def save_result(self, key: str, result: dict[str, Any]) -> dict[str, Any]:
         """Write the result of one run, its split apart; return it without the split."""
@@ -144,7 +150,7 @@ def safe_name(text: str) -> str:
     >>> safe_name("lion")
     'lion'
     >>> safe_name("esam:rho=0.1")
-    'esam-rho-0.1-3a0cbe'
+    'esam-rho-0.1-00a565'
     """
     clean = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "x"
     return clean if clean == text else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
 from repertory.compare import workers
-from repertory.errors import DivergedError, UserError
+from repertory.datasets import Dataset
+from repertory.errors import DataError, DivergedError
 from repertory.recipe import Recipe
 from repertory.scenarios import supervised
 from repertory.scenarios.choices import Source
@@ -20,7 +22,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Run one recipe at one seed and return its result.
 
     Args:
-        job: `key`, `label`, `method`, `recipe`, `seed`, `split_seed`, `data`, `budget`, `device`, `precision`.
+        job: `key`, `label`, `method`, `recipe`, `seed`, `split_seed`, `data` with its `fingerprint`, `budget`,
+            `device`, `precision`.
 
     Returns:
         label, method, seed, status ("finished", "diverged" or "failed"), error, metrics, curve, cost, indices.
@@ -38,7 +41,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     try:
         outcome = supervised.run(
             Recipe.from_dict(job["recipe"]),
-            Source(**job["data"]).load(),
+            _data(Source(**job["data"]), job["fingerprint"]),
             seed=job["seed"],
             split_seed=job["split_seed"],
             budget=Budget(**job["budget"]),
@@ -48,7 +51,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         )
     except DivergedError as error:
         return {**result, "status": "diverged", "error": str(error)}
-    except (UserError, RuntimeError, ValueError, IndexError, MemoryError) as error:
+    except Exception as error:  # one method's fault must not end the runs of the others
         return {**result, "status": "failed", "error": f"{type(error).__name__}: {error}"}
     return {
         **result,
@@ -57,6 +60,15 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         "cost": outcome.cost,
         "indices": outcome.splits.indices,
     }
+
+
+@functools.lru_cache(maxsize=2)
+def _data(source: Source, fingerprint: str) -> Dataset:
+    """Read the data once a process, and see that they are still those of the plan."""
+    dataset = source.load()
+    if dataset.describe()["fingerprint"] != fingerprint:
+        raise DataError(f"{source.spec!r} changed since the comparison was begun; start a new one")
+    return dataset
 
 
 def _reporter(key: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -43,12 +44,17 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that decide the results, and nothing else."""
         return {
-            "data": {**vars(self.source), "fingerprint": self.dataset.describe()["fingerprint"]},
+            "data": {**vars(self.source), "fingerprint": self.data_fingerprint},
             "arms": [{"label": a.label, "methods": list(a.slugs), "recipe": a.recipe.to_dict()} for a in self.arms],
             "seeds": list(self.seeds),
             "budget": vars(self.budget),
             "settings": {k: self.settings[k] for k in ("scenario", "precision", "device", "tune", "split")},
         }
+
+    @functools.cached_property
+    def data_fingerprint(self) -> str:
+        """A hash of inputs and targets."""
+        return str(self.dataset.describe()["fingerprint"])
 
     def fingerprint(self) -> str:
         """Return a hash of what decides the results; with a budget of seconds its measured length is left out."""

@@ -32,6 +32,8 @@ def worker_pool(processes: int, threads: int = 1, queue: Any = None) -> Iterator
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(threads, queue))
     try:
+        with _interrupts_held():
+            pool.submit(os.getpid)  # starts the workers
         yield pool
         pool.shutdown(wait=True)
     except BaseException:
@@ -43,6 +45,19 @@ def worker_pool(processes: int, threads: int = 1, queue: Any = None) -> Iterator
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C inside the block; processes that start in it never hear of one, the caller does afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(threads: int, queue: Any) -> None:

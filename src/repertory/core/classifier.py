@@ -27,9 +27,9 @@ def classifier_of(model: nn.Module) -> tuple[str, nn.Linear]:
     last: tuple[str, nn.Linear] | None = None
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            if module is told:
-                return name, module
             last = (name, module)
+            if module is told:
+                break
     if last is None:
         raise UserError(
             f"{type(model).__name__} has no nn.Linear, so its classifier cannot be found; end the "

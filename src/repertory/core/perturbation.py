@@ -8,16 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from repertory.core.distributed import sum_over_processes
-from repertory.core.state import Run
+from repertory.core.sharded import is_sharded
 
 
-def total_norm(tensors: Sequence[Tensor], run: Run | None = None) -> Tensor:
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm over all entries of all tensors, 0-d float32.
 
     Args:
-        tensors: any shapes; an empty list has norm 0.
-        run: given, the squares are summed over processes where each holds a shard.
+        tensors: any shapes; an empty list has norm 0. Those that are spread over processes count whole.
 
     >>> total_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
     tensor(5.)
@@ -25,22 +23,29 @@ def total_norm(tensors: Sequence[Tensor], run: Run | None = None) -> Tensor:
     if not tensors:
         return torch.zeros(())
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))).float())
-    if run is not None and run.sharded:
-        return sum_over_processes(norm.square()).sqrt()
-    return norm
+    return norm.full_tensor() if is_sharded(norm) else norm
 
 
 @contextmanager
 def perturbed(parameters: Sequence[nn.Parameter], offsets: Sequence[Tensor]) -> Iterator[None]:
     """Add `offsets` to the parameters inside the block; afterwards they hold their old tensors, bit for bit.
 
-    The sum goes to new memory and the old tensors are put back, so nothing is copied and nothing is subtracted.
+    The sum goes to new memory and the old tensors are put back, so nothing is copied and nothing is subtracted. Sharded
+    parameters are changed in place instead, and copied, since whole ones are gathered from that memory.
 
     Args:
         parameters: the parameters to move.
         offsets: one tensor of the same shape for each.
     """
     originals = [parameter.data for parameter in parameters]
+    if any(map(is_sharded, originals)):
+        copies = [original.clone() for original in originals]
+        try:
+            torch._foreach_add_(originals, list(offsets))
+            yield
+        finally:
+            torch._foreach_copy_(originals, copies)
+        return
     with torch.no_grad():
         moved = torch._foreach_add(originals, list(offsets)) if originals else []
     try:
@@ -56,14 +61,16 @@ def perturbed(parameters: Sequence[nn.Parameter], offsets: Sequence[Tensor]) -> 
 def frozen_norm_statistics(model: nn.Module) -> Iterator[None]:
     """Keep running statistics of normalisation layers unchanged inside the block; batch statistics are still used."""
     layers = [
-        layer
+        (layer, layer.momentum)
         for layer in model.modules()
         if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.training and layer.track_running_stats
     ]
-    for layer in layers:
+    for layer, _ in layers:
         layer.track_running_stats = False
+        # Instance norm updates its statistics all the same, so they are given no weight.
+        layer.momentum = 0.0
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for layer, momentum in layers:
+            layer.track_running_stats, layer.momentum = True, momentum

@@ -181,6 +181,17 @@ def split(batch: Mapping[str, Any], parts: int) -> Iterator[dict[str, Any]]:
         yield {name: streams[name][i] if name in streams else _take(value, size, rows) for name, value in batch.items()}
 
 
+def moved(value: Any, device: torch.device) -> Any:
+    """Return `value` with its tensors on the device, inside tuples, lists and mappings too."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True) if value.device != device else value
+    if isinstance(value, Mapping):
+        return {key: moved(entry, device) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)([moved(entry, device) for entry in value])
+    return value
+
+
 def _is_stream(value: Any) -> bool:
     return isinstance(value, Mapping) and "input" in value
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from repertory.core.conflicts import check_methods
 from repertory.core.criterion import per_example, reduce_to_examples
+from repertory.core.distributed import sum_over_processes
 from repertory.core.method import Inner, Method
 from repertory.core.precision import Precision
-from repertory.core.state import Run, State, batch_size, split
+from repertory.core.sharded import is_sharded, spread_like, spread_optimizer_state, whole
+from repertory.core.state import Run, State, batch_size, moved, split
 from repertory.core.streams import Stream
 from repertory.errors import ConflictError, UserError, check_number
 
@@ -91,13 +93,13 @@ class Step:
             method.to(self.run.device)
             method.setup(self.run)
         self._evaluation = _Evaluation(self.run, self.methods, self.precision)
-        self._wrapped: Any = self._evaluation
+        # Sharding puts other parameters in place of the network's, so the optimizer comes after it.
+        self._wrapped: Any = self._evaluation if fabric is None else fabric.setup_module(self._evaluation)
         self.optimizer = self._optimizer(optimizer)
         if fabric is not None:
-            self._wrapped = fabric.setup_module(self._evaluation)
             self.optimizer = fabric.setup_optimizers(self.optimizer)
-            self.run.sharded = "fsdp" in type(fabric.strategy).__name__.lower()
         self.run.parameters = [p for p in self._evaluation.parameters() if p.requires_grad]
+        self.run.sharded = any(map(is_sharded, self.run.parameters))
         self._gradient_call = self._chain("gradient", self._gradient)
         self._step_call = self._chain("step", self._update)
         self._checked = False
@@ -146,10 +148,13 @@ class Step:
         return " > ".join(words)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the rest of the run depends on: tensors and plain values, loadable weights-only."""
+        """Return everything that the rest of the run depends on: tensors and plain values, loadable weights-only.
+
+        With sharded parameters all processes must call it together.
+        """
         criterion = self.run.criterion
         counts = self.run.counts
-        return {
+        state = {
             "format": _FORMAT,
             "model": self.run.model.state_dict(),
             "criterion": criterion.state_dict() if isinstance(criterion, nn.Module) else {},
@@ -168,6 +173,7 @@ class Step:
                 "seen": self._seen,
             },
         }
+        return whole(state) if self.run.sharded else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
@@ -183,12 +189,16 @@ class Step:
                 f"the state was saved with methods {sorted(state['methods'])}, this step has {sorted(slugs)}; "
                 f"build the step with the saved ones"
             )
-        self.run.model.load_state_dict(state["model"])
+        self._load_module(self.run.model, state["model"])
         if isinstance(self.run.criterion, nn.Module):
-            self.run.criterion.load_state_dict(state["criterion"])
+            self._load_module(self.run.criterion, state["criterion"])
         for method in self.methods:
-            method.load_state_dict(state["methods"][method.slug])
-        self.optimizer.load_state_dict(state["optimizer"])
+            self._load_module(method, state["methods"][method.slug])
+        optimizer = state["optimizer"]
+        if self.run.sharded:
+            held = [p for group in self.optimizer.param_groups for p in group["params"]]
+            optimizer = spread_optimizer_state(optimizer, held)
+        self.optimizer.load_state_dict(optimizer)
         for name, generator_state in state["generators"].items():
             self.run.generator(name).set_state(generator_state)
         for name, stream in self.streams.items():
@@ -199,6 +209,9 @@ class Step:
         counts = self.run.counts
         counts.forward, counts.backward, counts.steps = saved["forward"], saved["backward"], saved["steps"]
         self._seen = saved["seen"]
+
+    def _load_module(self, module: nn.Module, saved: Mapping[str, Any]) -> None:
+        module.load_state_dict(spread_like(saved, module.state_dict()) if self.run.sharded else saved)
 
     def _chain(self, call: str, inner: Inner) -> Inner:
         for method in reversed(self.methods):
@@ -241,11 +254,7 @@ class Step:
                 "a batch is a mapping with 'input' and 'target', or (input, target[, index]); got "
                 f"{type(batch).__name__}"
             )
-        device = self.run.device
-        for name, value in entries.items():
-            if isinstance(value, Tensor) and value.device != device:
-                entries[name] = value.to(device, non_blocking=True)
-        return entries
+        return {name: moved(value, self.run.device) for name, value in entries.items()}
 
     def _check_batch(self, entries: Mapping[str, Any]) -> None:
         if "input" not in entries:
@@ -294,7 +303,7 @@ class Step:
         for parameter in run.parameters:
             parameter.grad = None
         parts = self._micro(state)
-        size = batch_size(state.batch)
+        size = self._mean_size(state)
         total: Tensor | None = None
         for number, part in enumerate(parts, start=1):
             count = batch_size(part.batch)
@@ -302,7 +311,7 @@ class Step:
             with fabric.no_backward_sync(self._wrapped) if hold else contextlib.nullcontext():
                 loss = self._wrapped(part)
                 loss = loss.mean() if loss.ndim else loss
-                if len(parts) > 1:
+                if count != size:
                     loss = loss * (count / size)
                 scaled = loss * self.precision.scale if self.precision.scale != 1.0 else loss
                 if fabric is None:
@@ -316,6 +325,14 @@ class Step:
             self.precision.unscale([p.grad for p in run.parameters if p.grad is not None])
         assert total is not None
         return total
+
+    def _mean_size(self, state: State) -> float:
+        # Processes with shares of different size must not weigh the same in the mean of their gradients.
+        size = batch_size(state.batch)
+        if self.fabric is None or self.run.world_size == 1:
+            return size
+        total = sum_over_processes(torch.tensor(float(size), device=self.run.device))
+        return float(total) / self.run.world_size
 
     def _update(self, state: State) -> Tensor:
         loss = self._gradient_call(state)

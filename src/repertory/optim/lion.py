@@ -39,11 +39,11 @@ At a learning rate about three times smaller Lion is as accurate as AdamW, and g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
 
 from repertory.card import Card
@@ -69,13 +69,9 @@ CARD = Card(
         "foreach": None,
         "bf16_momentum": False,
     },
+    search={"lr": (1e-4, 3e-3)},
     tags=("optimizer state", "sign descent", "momentum", "program search"),
 )
-
-_PIECE = 2**16
-"""Entries a thread takes at a time of a large tensor, so that all that a step touches stays in cache."""
-_LARGE = 2**19
-"""Entries from which on a tensor is cut into pieces."""
 
 
 def lion_step(
@@ -138,7 +134,7 @@ class Lion(Optimizer):
         OptionError: if an option, of the optimizer or of a group, is outside its range.
         UserError: in a step, if a gradient is sparse.
 
-    >>> weight = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
     >>> optimizer = Lion([weight], lr=0.5)
     >>> weight.grad = torch.tensor([10.0, -0.001, 0.0])
     >>> optimizer.step()
@@ -183,8 +179,9 @@ class Lion(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            # States of other implementations know less.
+            for name in ("maximize", "foreach", "bf16_momentum"):
+                group.setdefault(name, self.defaults[name])
             if group["bf16_momentum"]:
                 # Loading a state widens it to the parameters' type.
                 for kept in (self.state[p] for p in group["params"] if p in self.state):
@@ -217,12 +214,9 @@ class Lion(Optimizer):
                 foreach = _default_to_fused_or_foreach(weights, differentiable=False)[1]
             if not foreach:
                 for tensors in zip(weights, gradients, momenta):
-                    for piece in _pieces(tensors):
-                        lion_step(*piece, **options)
+                    lion_step(*tensors, **options)
                 continue
-            alike: Any = self._group_tensors_by_device_and_dtype(
-                [[*weights], [*gradients]], with_indices=True
-            )
+            alike: Any = self._group_tensors_by_device_and_dtype([[*weights], [*gradients]], with_indices=True)
             for (some, theirs), places in alike.values():
                 _foreach_step(some, theirs, [momenta[i] for i in places], **options)
         return loss
@@ -278,28 +272,11 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _pieces(tensors: tuple[Tensor, ...]) -> Iterable[tuple[Tensor, ...]]:
-    """Cut large tensors on a CPU so that the five passes of a step find their data in cache."""
-    weights = tensors[0]
-    if (
-        torch.compiler.is_compiling()
-        or weights.device.type != "cpu"
-        or weights.numel() < _LARGE
-        or type(weights) not in (Tensor, nn.Parameter)
-        or not all(tensor.is_contiguous() for tensor in tensors)
-    ):
-        return [tensors]
-    size = _PIECE * torch.get_num_threads()
-    return zip(*(tensor.view(-1).split(size) for tensor in tensors))
-
-
 def _check_options(options: Mapping[str, Any]) -> None:
     lr, betas = options["lr"], options["betas"]
     check_number("lr", lr.item() if isinstance(lr, Tensor) else lr, minimum=0)
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise OptionError(
-            f"betas={betas!r} is not allowed: betas must be two numbers in [0, 1), such as (0.9, 0.99)"
-        )
+        raise OptionError(f"betas={betas!r} is not allowed: betas must be two numbers in [0, 1), such as (0.9, 0.99)")
     for beta in betas:
         check_number("betas", beta, minimum=0, below=1)
     check_number("weight_decay", options["weight_decay"], minimum=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,8 @@ class Bench:
         self._on_progress = on_progress
         self._on_record = on_record
         self._spent = 0.0
+        self._aside = 0.0
+        self._rows: Tensor | None = None
 
     def generator(self, name: str) -> torch.Generator:
         """Return a CPU generator seeded from the run's seed and `name`."""
@@ -114,7 +118,7 @@ class Bench:
             name: names the order of the batches and the draws of dropout.
             lr_scale: factor on the recipe's learning rate.
             weight_decay_scale: factor on its weight decay.
-            rows: train on these rows of the training part only `(n,)`.
+            rows: train on these rows of the training part only `(n,)`; None takes what curation left.
 
         Raises:
             DivergedError: if the loss stops being finite.
@@ -130,7 +134,7 @@ class Bench:
             name=name,
             normaliser=self.splits.normaliser,
             augment=recipe.augment,
-            rows=rows,
+            rows=self._rows if rows is None else rows,
         )
         step = Step(
             model.network,
@@ -148,22 +152,24 @@ class Bench:
         )
         model.network = step.run.model
         saved = None if self._checkpoints is None else self._checkpoints / f"{name}.pt"
-        earlier = load_checkpoint(saved, step, loader) if saved is not None and saved.exists() else 0.0
         budget = self.budget.part(share)
 
         def on_epoch(progress: float, record: dict[str, Any]) -> None:
-            validation = metrics(self.predict(model, "validation"), self.splits.validation.targets, self.task)
+            start = time.perf_counter()
+            validation = self.evaluate(model, "validation")
             total = {"passes": self.counts.passes + record["passes"], "seconds": self.seconds + record["seconds"]}
             place = {"stage": name, "progress": self._spent + share * progress, "steps": step.run.counts.steps}
             self.curve.append({**record, **total, **place, "validation": validation})
             if self._on_record is not None:
                 self._on_record(self.curve[-1])
-            if saved is not None and (fabric is None or fabric.is_global_zero):
+            if saved is not None:
                 save_checkpoint(saved, step, loader, record["seconds"])
             if self._on_progress is not None:
                 self._on_progress(min(1.0, self._spent + share * progress))
+            self._aside += time.perf_counter() - start
 
         with seeded(self.seed, f"{name}/training"):
+            earlier = load_checkpoint(saved, step, loader) if saved is not None and saved.exists() else 0.0
             cost = train(
                 step,
                 loader,
@@ -171,7 +177,8 @@ class Bench:
                 schedule=recipe.schedule,
                 warmup=recipe.warmup,
                 on_epoch=on_epoch,
-                watch_memory=self.peak_bytes == 0,
+                # The watch sees every operation of this process; it is not made for those of several.
+                watch_memory=self.peak_bytes == 0 and (fabric is None or self.device.type == "cuda"),
                 seconds=earlier,
             )
         self.seconds += cost["seconds"]
@@ -181,9 +188,27 @@ class Bench:
         self.peak_bytes = max(self.peak_bytes, cost["peak_bytes"] + _held(step))
         return model
 
+    def keep(self, rows: Tensor) -> None:
+        """Train on these rows of the training part only from now on `(n,)`; a further call keeps what is in both."""
+        self._rows = rows if self._rows is None else self._rows[torch.isin(self._rows, rows)]
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time inside the block to the run's, beside that of trainings, which count themselves."""
+        start, trained, aside = time.perf_counter(), self.seconds, self._aside
+        yield
+        self.seconds = trained + time.perf_counter() - start - (self._aside - aside)
+
     def predict(self, model: nn.Module, part: str) -> Tensor:
-        """Return the model's outputs `(examples, outputs)` for "train", "validation" or "test", in evaluation mode."""
-        return predict(model, self._examples(part).inputs, self.splits.normaliser)
+        """Return the model's outputs `(examples, outputs)` for "train" or "validation", in evaluation mode; counted."""
+        inputs = self._examples(part).inputs
+        self.count(forward=len(inputs))
+        return predict(model, inputs, self.splits.normaliser)
+
+    def evaluate(self, model: nn.Module, part: str) -> dict[str, float]:
+        """Return the metrics on a part of the data, for the record only: nothing is counted."""
+        examples = self._examples(part)
+        return metrics(predict(model, examples.inputs, self.splits.normaliser), examples.targets, self.task)
 
     def features(self, model: nn.Module, part: str) -> tuple[Tensor, Tensor]:
         """Return what enters the last linear layer `(examples, width)`, and the outputs `(examples, outputs)`."""
@@ -197,9 +222,10 @@ class Bench:
         return torch.cat([f for f, _ in found]), torch.cat([o for _, o in found])
 
     def score(self, model: nn.Module) -> float:
-        """Return the validation metric, turned so that higher is better."""
+        """Return the validation metric, turned so that higher is better; the passes are counted."""
         name = main_metric(self.task)
-        value = metrics(self.predict(model, "validation"), self.splits.validation.targets, self.task)[name]
+        value = self.evaluate(model, "validation")[name]
+        self.count(forward=len(self.splits.validation))
         return value if higher_is_better[name] else -value
 
     def batches(self, part: str = "train") -> Iterator[dict[str, Any]]:

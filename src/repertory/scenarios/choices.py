@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from repertory.recipe import Part, Recipe
 from repertory.scenarios import supervised
 from repertory.scenarios.methods import Arm, parse_options
 from repertory.training.build import build_learner, build_part
+from repertory.training.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,8 @@ class Source:
     skip_bad: bool = False
 
     def load(self) -> Dataset:
-        """Read the data; read once a process."""
-        return _load(self)
-
-
-@functools.lru_cache(maxsize=2)
-def _load(source: Source) -> Dataset:
-    return datasets.load(source.spec, target=source.target, image_size=source.image_size, skip_bad=source.skip_bad)
+        """Read the data."""
+        return datasets.load(self.spec, target=self.target, image_size=self.image_size, skip_bad=self.skip_bad)
 
 
 def model_part(text: str) -> Part:
@@ -118,8 +113,11 @@ def chosen_recipe(
     return recipe, "as given" if model is not None else reason
 
 
-def check_arm(each: Arm, dataset: Dataset) -> None:
+def check_arm(each: Arm, dataset: Dataset) -> Learner:
     """Build every part of a recipe once, so that what cannot work fails before any training.
+
+    Returns:
+        The untrained network with its criterion.
 
     Raises:
         UserError: naming the arm and what is wrong with it.
@@ -144,3 +142,4 @@ def check_arm(each: Arm, dataset: Dataset) -> None:
         raise type(error)(f"{each.label}: {error}") from error
     except TypeError as error:
         raise OptionError(f"{each.label}: {error}") from error
+    return learner

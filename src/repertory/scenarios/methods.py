@@ -52,7 +52,7 @@ def _parse_one(piece: str, text: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{text!r} names no method beside a '+'; write for example esam+lion")
     parts = piece.split(":")
     name, rest = parts[0], parts[1:]
-    if rest and "=" not in rest[0]:
+    if rest and "=" not in rest[0] and name not in catalogue.entries():
         name, rest = f"{name}:{rest[0]}", rest[1:]
     return name, parse_options(":".join(rest), piece)
 
@@ -69,6 +69,8 @@ def parse_options(text: str, where: str) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise OptionError(f"{item!r} in {where!r} is not of the form option=value, as in esam:rho=0.1,beta=0.5")
+        if key.strip() in options:
+            raise OptionError(f"{key.strip()} is given twice in {where!r}; give each option once")
         options[key.strip()] = _value(value.strip())
     return options
 
@@ -139,7 +141,7 @@ def _edit(
     }
     try:
         edited: Recipe = edit(recipe, **options)
-    except TypeError as error:
+    except (TypeError, OptionError) as error:
         raise OptionError(f"{name}: {error}") from error
     _check_options(name, options, own, recipe, edited)
     return name, edited, card.owns

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from repertory.datasets import Dataset, Splits
+from repertory.errors import DivergedError
 from repertory.recipe import Part, Recipe
 from repertory.scenarios.bench import Bench
 from repertory.training.budget import Budget, baseline_amount
-from repertory.training.evaluate import metrics
 from repertory.training.learner import Learner
 from repertory.training.loaders import BatchLoader
 
@@ -129,7 +128,7 @@ def run(
         on_record: called with each epoch's record.
 
     Raises:
-        DivergedError: if the training loss stops being finite.
+        DivergedError: if the training loss, or a metric of the trained model, is not finite.
         UserError: if recipe and data do not fit.
     """
     splits = dataset.prepare(seed if split_seed is None else split_seed)
@@ -149,17 +148,18 @@ def run(
         on_record=on_record,
     )
     learner = bench.fresh_model()
-    rows = None
     for part in recipe.curation:
-        chosen = part.build().choose(bench)
-        rows = chosen if rows is None else rows[torch.isin(rows, chosen)]
-    learner = bench.train(learner, recipe.train_share, rows=rows)
+        with bench.timed():
+            bench.keep(part.build().choose(bench))
+    learner = bench.train(learner, recipe.train_share)
     for part in recipe.after:
-        learner = part.build().apply(learner, bench)
-    found = {
-        part: metrics(bench.predict(learner, part), getattr(splits, part).targets, dataset.task)
-        for part in ("validation", "test")
-    }
+        with bench.timed():
+            learner = part.build().apply(learner, bench)
+    found = {part: bench.evaluate(learner, part) for part in ("validation", "test")}
+    for judged, values in found.items():
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise DivergedError(f"the trained model's {bad[0]} on the {judged} part is {values[bad[0]]}")
     counts = bench.counts
     cost = {
         **dataclasses.asdict(counts),

@@ -24,10 +24,11 @@ from repertory.testing.assembly import build_step, run_steps
 from repertory.testing.check import TRAINED, NotApplicable, check, require
 from repertory.testing.subject import Subject
 from repertory.testing.tiny import baseline_recipe
-from repertory.testing.use import outcome, use
+from repertory.testing.use import AFTER, outcome, use
 
 SECTIONS = ("Idea", "Use it when", "Do not use it when", "Equations", "Defaults", "Cost", "Claim")
 """What a card's prose has."""
+_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 @check()
@@ -61,10 +62,12 @@ def card_defaults_equal_signature(subject: Subject) -> None:
 @check()
 def bad_options_are_refused(subject: Subject) -> None:
     """Each numeric option refuses a string, NaN and a hugely negative number, and says which option it is."""
-    options = {name: p.default for name, p in subject.signature.items() if _is_number(p.default)}
-    if not options:
+    options = {name: _number_like(parameter) for name, parameter in subject.signature.items()}
+    if not any(default is not None for default in options.values()):
         raise NotApplicable("there are no numeric options")
     for name, default in options.items():
+        if default is None:
+            continue
         for bad in _bad_values(default, name in subject.tiny.negative):
             try:
                 with seeded(0, "check"):
@@ -89,8 +92,10 @@ def global_generator_untouched(subject: Subject) -> None:
     before = _generators()
     if subject.kind in TRAINED:
         run_steps(build_step(subject), subject, seed_global=False)
-    else:
+    elif subject.kind in (*AFTER, "curation"):
         outcome(subject)
+    else:
+        use(subject, subject.make())
     for name, state in _generators().items():
         require(state == before[name], f"the global generator of {name} was used; draw from run.generator(slug)")
 
@@ -127,7 +132,7 @@ def public_docstrings(subject: Subject) -> None:
     unsaid = [
         name
         for name, parameter in subject.signature.items()
-        if parameter.kind is not parameter.VAR_KEYWORD and not re.search(rf"^\s+\*?{name}\b.*:", document, re.MULTILINE)
+        if parameter.kind not in _VARIADIC and not re.search(rf"^\s+{name}\b.*:", document, re.MULTILINE)
     ]
     require(not unsaid, f"the docstring of {subject.entry.__name__} does not say what {', '.join(unsaid)} is")
 
@@ -176,8 +181,15 @@ def edit_returns_a_recipe_that_differs(subject: Subject) -> None:
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:
-    variadic = (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-    return parameter.kind not in variadic and parameter.default is not parameter.empty
+    return parameter.kind not in _VARIADIC and parameter.default is not parameter.empty
+
+
+def _number_like(parameter: inspect.Parameter) -> Any:
+    """Return the default of a numeric option, a number of the annotated type where it is None; else None."""
+    if parameter.default is None:
+        words = re.findall(r"\b(?:int|float)\b", str(parameter.annotation))
+        return (0 if words[0] == "int" else 0.0) if words else None
+    return parameter.default if _is_number(parameter.default) else None
 
 
 def _is_number(value: Any) -> bool:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import datetime
 import functools
+import importlib
 import json
 import os
 import select
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from repertory.testing.assembly import build_step, run_steps, weights
 from repertory.testing.check import CheckFailure, NotApplicable
@@ -119,7 +120,6 @@ def _half(rank: int, entries: dict[str, Any]) -> dict[str, Any]:
 
 def _serve(folder: Path, rank: int, requests: Any, replies: int) -> None:
     from lightning_fabric import Fabric
-    from torch import distributed
 
     # Fabric starts no processes of its own when it is told its rank.
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
@@ -146,6 +146,9 @@ def _serve(folder: Path, rank: int, requests: Any, replies: int) -> None:
 
 def serve() -> None:
     """Be the pair: import once, fork, and let both halves work through the requests on standard input."""
+    # Imported before the fork, so that it is done once; the second is what the first optimizer step would import.
+    for heavy in ("lightning_fabric", "torch._dynamo"):
+        importlib.import_module(heavy)
     folder = Path(sys.argv[1])
     # What methods print must not end up among the replies.
     replies = os.dup(1)

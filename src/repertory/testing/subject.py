@@ -59,6 +59,8 @@ class Subject:
             tiny = TINY.get(method, Tiny())
             return cls(method, listed.card.kind, entry, module, method, tiny, listed.card, listed)
         entry = locate(method) if isinstance(method, str) else method
+        if not callable(entry):
+            raise UserError(f"{method!r} is {entry!r}, not a class or function; name the class of the method")
         module = sys.modules[entry.__module__]
         card = getattr(module, "CARD", None)
         card = card if isinstance(card, Card) and card.entry == entry.__name__ else None
@@ -83,9 +85,9 @@ class Subject:
         given: dict[str, Any] = {**self.tiny.arguments, **options}
         if self.kind == "optimizer" and "params" not in given:
             given["params"] = network((6,), CLASSES).parameters()
-        if self.kind == "model":
-            named = {"in_shape": self.tiny.in_shape, "outputs": CLASSES}
-            given = {**{name: value for name, value in named.items() if name in self.signature}, **given}
+        for name, value in {"in_shape": self.tiny.in_shape, "outputs": CLASSES, "classes": CLASSES}.items():
+            if name in self.signature and self.signature[name].default is inspect.Parameter.empty:
+                given.setdefault(name, value)
         return self.entry(**given)
 
 

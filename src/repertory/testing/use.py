@@ -13,7 +13,7 @@ from repertory.datasets import Examples, Normaliser, Splits
 from repertory.recipe import Recipe
 from repertory.scenarios.bench import Bench
 from repertory.testing.assembly import trained
-from repertory.testing.check import TRAINED
+from repertory.testing.check import TRAINED, NotApplicable
 from repertory.testing.subject import Subject
 from repertory.testing.tiny import CLASSES, EXAMPLES, STEPS, baseline_recipe, problem
 from repertory.training.budget import Budget
@@ -36,6 +36,11 @@ def outcome(subject: Subject, options: Mapping[str, Any] | None = None, *, basel
     """
     if subject.kind in TRAINED:
         return trained(subject, options, baseline=baseline)
+    if subject.edit is None and subject.kind == "estimator" and not hasattr(subject.entry, "apply"):
+        if baseline:
+            raise NotApplicable("it changes no model")
+        inputs, targets = arrays(subject)
+        return {"outputs": torch.as_tensor(subject.make(**(options or {})).fit(inputs, targets).predict(inputs))}
     bench = tiny_bench(subject, baseline_recipe() if baseline else edited(subject, options))
     parts = [part.build() for part in bench.recipe.curation]
     changes = [part.build() for part in bench.recipe.after]

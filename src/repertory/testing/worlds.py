@@ -105,17 +105,13 @@ def mlp(sizes: Sequence[int], seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def batches(
-    inputs: Tensor, targets: Tensor, batch_size: int, generator: torch.Generator
-) -> Iterator[dict[str, Any]]:
+def batches(inputs: Tensor, targets: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[dict[str, Any]]:
     """Yield one pass in a new random order, as mappings with `input`, `target` and `index`."""
     for index in torch.randperm(len(inputs), generator=generator).split(batch_size):
         yield {"input": inputs[index], "target": targets[index], "index": index}
 
 
-def train(
-    step: Step, inputs: Tensor, targets: Tensor, *, epochs: int, batch_size: int = 128, seed: int = 0
-) -> None:
+def train(step: Step, inputs: Tensor, targets: Tensor, *, epochs: int, batch_size: int = 128, seed: int = 0) -> None:
     """Train for `epochs` passes, the learning rate falling to 0 along a cosine over all steps.
 
     The order of the batches depends on `seed` alone, so that runs of different methods are paired. Each group

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from repertory.core.distributed import rank
 from repertory.core.step import Step
 from repertory.errors import UserError
 from repertory.training.loaders import BatchLoader
 
 
 def save_checkpoint(path: Path, step: Step, loader: BatchLoader, seconds: float) -> None:
-    """Write the state of a step, its loader and torch's generator (dropout) to one file.
+    """Write the state of a step, its loader and torch's generators (dropout) to one file.
+
+    With sharded parameters all processes must call it together; only the first one writes.
 
     Args:
         path: where to; replaced in one move.
@@ -26,16 +29,22 @@ def save_checkpoint(path: Path, step: Step, loader: BatchLoader, seconds: float)
         "step": step.state_dict(),
         "loader": loader.state_dict(),
         "rng": torch.get_rng_state(),
+        "device_rng": torch.cuda.get_rng_state(step.run.device) if step.run.device.type == "cuda" else None,
         "seconds": seconds,
     }
+    if rank() != 0:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, partial)
-    partial.replace(path)
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, step: Step, loader: BatchLoader) -> float:
-    """Put a step and its loader back to where a checkpoint was saved.
+    """Put a step, its loader and torch's generators back to where a checkpoint was saved.
 
     Returns:
         The training time before it, in seconds.
@@ -44,11 +53,19 @@ def load_checkpoint(path: Path, step: Step, loader: BatchLoader) -> float:
         UserError: if the file is damaged, or was saved by something else.
     """
     state = read_tensors(path)
-    if not {"step", "loader", "rng", "seconds"} <= set(state):
+    if not {"step", "loader", "rng", "device_rng", "seconds"} <= set(state):
         raise UserError(f"{path} is not a checkpoint of a repertory training; delete it to start afresh")
-    step.load_state_dict(state["step"])
+    try:
+        step.load_state_dict(state["step"])
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[-1].strip()[:160]
+        raise UserError(f"{path} is of another training ({reason}); delete it to start afresh") from error
     loader.load_state_dict(state["loader"])
     torch.set_rng_state(state["rng"])
+    if state["device_rng"] is not None and step.run.device.type == "cuda":
+        torch.cuda.set_rng_state(state["device_rng"], step.run.device)
     return float(state["seconds"])
 
 

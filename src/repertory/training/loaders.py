@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repertory.core.distributed import rank, world_size
 from repertory.core.randomness import generator_for
-from repertory.errors import check_choice, check_number
+from repertory.errors import DataError, OptionError, check_choice, check_number
 from repertory.training.augment import AUGMENTATIONS
 
 _KEPT = 2**28
@@ -61,11 +61,18 @@ class BatchLoader:
         self._inputs = normaliser(inputs) if normaliser is not None and self._small else inputs
         self._targets = targets
         self._rows = torch.arange(len(inputs)) if rows is None else rows
+        if not len(self._rows):
+            raise DataError("there are no examples to make batches of; leave some in")
         self._seed = seed
         self._name = name
         self._shuffle = shuffle
         self._augment = AUGMENTATIONS[augment]
-        self._count = max(1, math.ceil(len(self._rows) / batch_size))
+        self._count = math.ceil(len(self._rows) / batch_size)
+        if len(self._rows) // self._count < world_size():
+            raise OptionError(
+                f"batch_size={batch_size} leaves some of {world_size()} processes without an example; "
+                "raise batch_size, or use fewer devices"
+            )
         self.epoch = 0
         self.position = 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repertory.core.distributed import sum_over_processes
 from repertory.core.step import Step
 from repertory.errors import DivergedError
 from repertory.training.budget import Budget, Stopwatch
@@ -57,7 +58,7 @@ def train(
         schedule: "cosine" or "constant".
         warmup: share of the budget over which the learning rate rises.
         on_epoch: called after every epoch, and at the end; its time is not counted.
-        watch_memory: measure the peak of tensor memory during the second step.
+        watch_memory: measure the peak of tensor memory during the second step of this call.
         seconds: training time before this call, when it goes on from a checkpoint.
 
     Returns:
@@ -66,7 +67,7 @@ def train(
     Raises:
         DivergedError: if the mean loss of an epoch is not finite.
     """
-    run, clock, peak = step.run, Stopwatch(seconds), 0
+    run, clock, peak, made = step.run, Stopwatch(seconds), 0, 0
     groups = step.optimizer.param_groups
     for group in groups:
         group.setdefault("initial_lr", group["lr"])
@@ -79,7 +80,7 @@ def train(
             factor = learning_rate_factor(schedule, run.progress, warmup)
             for group in groups:
                 group["lr"] = group["initial_lr"] * factor
-            if watch_memory and run.counts.steps == 1:
+            if watch_memory and made == 1:
                 clock.pause()
                 with peak_memory(run.device) as measured:
                     losses.append(step(batch))
@@ -87,19 +88,21 @@ def train(
                 clock.start()
             else:
                 losses.append(step(batch))
+            made += 1
             run.progress = budget.share(run.counts, clock.seconds)
             if run.progress >= 1.0:
                 break
-        if not losses and not len(loader):
-            break
-        mean = float(torch.stack(losses).mean()) if losses else float("nan")
+        if not losses:  # the checkpoint was of the very end of an epoch
+            continue
+        # Every process must come to the same conclusion about divergence, or the others would wait for ever.
+        mean = float(sum_over_processes(torch.stack(losses).mean())) / run.world_size
         share = run.progress
         if loader.position in (0, len(loader)):
             step.end_epoch()
             run.epochs = run.epoch / share
         run.progress = share
         clock.pause()
-        if losses and not math.isfinite(mean):
+        if not math.isfinite(mean):
             raise DivergedError(
                 f"the training loss is {mean} in epoch {run.epoch} (step {run.counts.steps}); a smaller "
                 "learning rate helps most"

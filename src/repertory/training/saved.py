@@ -96,13 +96,18 @@ class SavedModel(nn.Module):
 
 
 def save_model(
-    folder: Path, learner: Learner, recipe: Recipe, dataset: Dataset, splits: Splits, about: Mapping[str, Any]
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    recipe: Recipe,
+    dataset: Dataset,
+    splits: Splits,
+    about: Mapping[str, Any],
 ) -> None:
     """Write weights (safetensors), recipe (YAML), and classes and preprocessing (JSON) to a folder.
 
     Args:
         folder: made if it is not there.
-        learner: the trained model.
+        weights: the trained learner's state.
         recipe: how it was trained.
         dataset: what it was trained on.
         splits: its parts, with the normaliser.
@@ -112,7 +117,7 @@ def save_model(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in learner.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     save_file(tensors, folder / _WEIGHTS)
     (folder / _RECIPE).write_text(
         yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
@@ -146,7 +151,6 @@ def load(folder: str | Path, *, trust: bool = False) -> SavedModel:
     """
     import yaml
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     folder = Path(folder)
     missing = [name for name in (_WEIGHTS, _RECIPE, _ABOUT) if not (folder / name).is_file()]
@@ -156,23 +160,30 @@ def load(folder: str | Path, *, trust: bool = False) -> SavedModel:
             "'repertory fit --out' wrote"
         )
     try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        recipe = Recipe.from_dict(yaml.safe_load((folder / _RECIPE).read_text(encoding="utf-8")))
-        tensors = load_file(folder / _WEIGHTS)
-        encoder, normaliser = Encoder.from_dict(about["encoder"]), Normaliser.from_dict(about["normaliser"])
-        in_shape, outputs = tuple(about["in_shape"]), int(about["outputs"])
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        if isinstance(error, UserError):
-            raise
+        return _read(folder, trust)
+    except UserError:
+        raise
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, yaml.YAMLError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(
             f"{folder} holds a damaged or foreign model ({reason[:160]}); train it again with 'repertory fit'"
         ) from error
+
+
+def _read(folder: Path, trust: bool) -> SavedModel:
+    import yaml
+    from safetensors.torch import load_file
+
+    about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     if about.get("format") != _FORMAT:
         raise UserError(
             f"{folder} has format {about.get('format')!r}, this version reads {_FORMAT}; train it again "
             "with 'repertory fit'"
         )
+    recipe = Recipe.from_dict(yaml.safe_load((folder / _RECIPE).read_text(encoding="utf-8")))
+    tensors = load_file(folder / _WEIGHTS)
+    encoder, normaliser = Encoder.from_dict(about["encoder"]), Normaliser.from_dict(about["normaliser"])
+    in_shape, outputs = tuple(about["in_shape"]), int(about["outputs"])
     if not trust:
         _check_origin(folder, recipe)
     if recipe.model.options.get("pretrained"):
@@ -190,7 +201,7 @@ def load(folder: str | Path, *, trust: bool = False) -> SavedModel:
         raise UserError(
             f"{folder}: the weights do not fit the recipe's network ({reason[:160]}); train it again"
         ) from error
-    return SavedModel(learner.eval(), recipe, encoder, normaliser, about)
+    return SavedModel(learner, recipe, encoder, normaliser, about).eval()
 
 
 def _check_origin(folder: Path, recipe: Recipe) -> None:

@@ -94,9 +94,7 @@ _SMALL = (64, 128, 320, 512)
 _MEDIUM = (96, 192, 384, 768)
 
 
-def poolformer_tiny(
-    in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any
-) -> MetaFormer:
+def poolformer_tiny(in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any) -> MetaFormer:
     """Build a network of one block a stage for images from 8 x 8 upwards.
 
     It reduces by what the image has to give, so that the last map has at least 2 x 2 positions: from 64
@@ -121,9 +119,7 @@ def poolformer_tiny(
     return MetaFormer(image, outputs, **{**tiny, "strides": strides, **options})
 
 
-def poolformer_s12(
-    in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any
-) -> MetaFormer:
+def poolformer_s12(in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any) -> MetaFormer:
     """Build PoolFormer-S12; arguments as for `poolformer_tiny`, by default for ImageNet.
 
     >>> sum(p.numel() for p in poolformer_s12(num_classes=1000).parameters())
@@ -132,30 +128,22 @@ def poolformer_s12(
     return _published((2, 2, 6, 2), _SMALL, 1e-5, 0.1, in_shape, outputs, options)
 
 
-def poolformer_s24(
-    in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any
-) -> MetaFormer:
+def poolformer_s24(in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any) -> MetaFormer:
     """Build PoolFormer-S24; arguments as for `poolformer_tiny`, by default for ImageNet."""
     return _published((4, 4, 12, 4), _SMALL, 1e-5, 0.1, in_shape, outputs, options)
 
 
-def poolformer_s36(
-    in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any
-) -> MetaFormer:
+def poolformer_s36(in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any) -> MetaFormer:
     """Build PoolFormer-S36; arguments as for `poolformer_tiny`, by default for ImageNet."""
     return _published((6, 6, 18, 6), _SMALL, 1e-6, 0.2, in_shape, outputs, options)
 
 
-def poolformer_m36(
-    in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any
-) -> MetaFormer:
+def poolformer_m36(in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any) -> MetaFormer:
     """Build PoolFormer-M36; arguments as for `poolformer_tiny`, by default for ImageNet."""
     return _published((6, 6, 18, 6), _MEDIUM, 1e-6, 0.3, in_shape, outputs, options)
 
 
-def poolformer_m48(
-    in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any
-) -> MetaFormer:
+def poolformer_m48(in_shape: tuple[int, ...] | None = None, outputs: int | None = None, **options: Any) -> MetaFormer:
     """Build PoolFormer-M48; arguments as for `poolformer_tiny`, by default for ImageNet."""
     return _published((8, 8, 24, 8), _MEDIUM, 1e-6, 0.4, in_shape, outputs, options)
 
@@ -187,9 +175,7 @@ def _call(
     for ours, names in (("in_shape", ("in_chans", "img_size")), ("outputs", ("num_classes",))):
         twice = [name for name in names if name in timm]
         if twice and (in_shape if ours == "in_shape" else outputs) is not None:
-            raise OptionError(
-                f"{twice[0]}={timm[twice[0]]!r} and {ours} say the same thing; give one of the two"
-            )
+            raise OptionError(f"{twice[0]}={timm[twice[0]]!r} and {ours} say the same thing; give one of the two")
     if in_shape is None:
         size = timm.get("img_size", 224)
         in_shape = (timm.get("in_chans", 3), *((size, size) if isinstance(size, int) else size))

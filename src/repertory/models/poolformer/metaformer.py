@@ -146,9 +146,7 @@ class MetaFormer(nn.Module):
         super().__init__()
         count = len(depths)
         mixers = [mixers] * count if isinstance(mixers, str) else list(mixers)
-        embedded = (
-            [position_embedding] * count if isinstance(position_embedding, bool) else list(position_embedding)
-        )
+        embedded = [position_embedding] * count if isinstance(position_embedding, bool) else list(position_embedding)
         _check_stages(depths, dims=dims, mixers=mixers, position_embedding=embedded, strides=strides)
         _check_options(dims, mixers, norm, strides, pool_size, head_dim)
         check_number("outputs", outputs, minimum=0, integer=True)
@@ -280,6 +278,4 @@ def _check_options(
     check_number("head_dim", head_dim, minimum=1, integer=True)
     check_number("pool_size", pool_size, minimum=1, integer=True)
     if pool_size % 2 == 0:
-        raise OptionError(
-            f"pool_size={pool_size} is not allowed: an even window has no centre; use {pool_size + 1}"
-        )
+        raise OptionError(f"pool_size={pool_size} is not allowed: an even window has no centre; use {pool_size + 1}")

@@ -141,8 +141,9 @@ class ModelSoup:
         draws = torch.rand(self.ingredients, 2, generator=bench.generator("model-soups")).tolist()
         share = bench.recipe.train_share * (1 - self.trunk) / self.trunk / self.ingredients
         if norm_layers(model):
-            # A forward pass over the training set costs a third of an epoch.
-            share -= min(share / 2, 1 / (3 * bench.recipe.epochs))
+            # A forward pass over the training set costs a third of an epoch; each soup tried needs one, and the result.
+            passes = 1 if self.kind == "uniform" else self.ingredients + 1
+            share -= min(share / 2, passes / (3 * bench.recipe.epochs * self.ingredients))
         states: list[StateDict] = []
         for number, (rate, decay) in enumerate(draws):
             scales = {"lr_scale": self.spread**-rate, "weight_decay_scale": self.spread ** (2 * decay - 1)}

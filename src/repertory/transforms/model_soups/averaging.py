@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -151,6 +151,7 @@ def learned_soup(
     scale = torch.ones((), device=device, requires_grad=True)
     optimizer = torch.optim.AdamW([raw, scale], lr=lr, weight_decay=weight_decay)
     buffers = {name: soup[name] for name, _ in model.named_buffers() if name in soup}
+    batches = list(batches) if isinstance(batches, Iterator) else batches
     with evaluating(model):
         for _ in range(epochs):
             for batch in batches:
@@ -170,9 +171,7 @@ def learned_soup(
 
 
 def _start(state: StateDict) -> dict[str, Tensor]:
-    numbers = {
-        name: value for name, value in state.items() if value.is_floating_point() or value.is_complex()
-    }
+    numbers = {name: value for name, value in state.items() if value.is_floating_point() or value.is_complex()}
     return {name: value.detach().to(_wide(value), copy=True) for name, value in numbers.items()}
 
 
@@ -190,8 +189,7 @@ def _add(means: dict[str, Tensor], state: StateDict, count: int) -> None:
 
 def _narrow(means: Mapping[str, Tensor], like: StateDict) -> dict[str, Tensor]:
     return {
-        name: means[name].to(value.dtype) if name in means else value.detach().clone()
-        for name, value in like.items()
+        name: means[name].to(value.dtype) if name in means else value.detach().clone() for name, value in like.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Running statistics of batch norm, estimated anew after weights were changed by other means than training."""
+"""Running statistics of batch norm, estimated anew for weights that no training step has made."""
 
 from __future__ import annotations
 

@@ -1,0 +1,5 @@
+"""Layers, and the surgery that puts them into a network."""
+
+from repertory.layers.ebv import EBVHead
+
+__all__ = ["EBVHead"]

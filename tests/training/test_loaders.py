@@ -1,0 +1,131 @@
+"""The order of batches depends on seed, name and epoch only, and can be taken up anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from repertory.errors import DataError, OptionError
+from repertory.training import BatchLoader, loaders
+
+
+def make(examples: int = 10, **options: Any) -> BatchLoader:
+    inputs = torch.arange(float(examples))[:, None]
+    return BatchLoader(inputs, torch.arange(examples), **{"batch_size": 4, **options})
+
+
+def order(loader: BatchLoader) -> list[list[int]]:
+    return [batch["index"].tolist() for batch in loader]
+
+
+def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, of: int) -> None:
+    monkeypatch.setattr(loaders, "world_size", lambda: of)
+    monkeypatch.setattr(loaders, "rank", lambda: rank)
+
+
+def test_order_is_the_same_for_the_same_seed_name_and_epoch() -> None:
+    torch.manual_seed(1)
+    first = order(make(seed=3))
+    torch.manual_seed(2)
+    assert order(make(seed=3)) == first
+
+
+@pytest.mark.parametrize("changed", [{"seed": 4}, {"name": "other"}])
+def test_order_differs_for_another_seed_or_name(changed: dict[str, Any]) -> None:
+    assert order(make(50, **{"seed": 3, **changed})) != order(make(50, seed=3))
+
+
+def test_order_differs_between_epochs_and_every_epoch_has_every_example_once() -> None:
+    loader = make(50)
+    first, second = order(loader), order(loader)
+    assert first != second
+    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(50))
+
+
+def test_drawing_an_order_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    order(make())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("examples", "batch_size"), [(9, 4), (10, 4), (65, 64), (3, 8), (64, 64)])
+def test_batches_are_at_most_as_large_as_asked_and_differ_by_at_most_one(examples: int, batch_size: int) -> None:
+    loader = make(examples, batch_size=batch_size)
+    sizes = [len(batch) for batch in order(loader)]
+    assert sum(sizes) == examples
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(loader) == len(sizes) == -(-examples // batch_size)
+
+
+def test_input_target_and_index_belong_together() -> None:
+    for batch in make(seed=1):
+        assert torch.equal(batch["input"][:, 0], batch["index"].float())
+        assert torch.equal(batch["target"], batch["index"])
+
+
+def test_chosen_rows_keep_their_place_in_the_whole() -> None:
+    rows = torch.tensor([7, 2, 5])
+    assert sorted(sum(order(make(rows=rows, batch_size=2)), [])) == [2, 5, 7]
+    assert order(make(rows=rows, batch_size=2, shuffle=False)) == [[7, 2], [5]]
+
+
+@pytest.mark.parametrize("made", [1, 2, 3, 4, 5])
+def test_resumes_in_mid_epoch_with_the_batches_that_were_left(made: int) -> None:
+    straight = make(seed=5)
+    expected = order(straight) + order(straight)
+    first = make(seed=5)
+    seen, position = [], {}
+    for _ in range(2):
+        for batch in first:
+            seen.append(batch["index"].tolist())
+            if len(seen) == made:
+                position = first.state_dict()
+    second = make(seed=5)
+    second.load_state_dict(position)
+    rest: list[list[int]] = []
+    while len(rest) < len(expected) - made:
+        rest += order(second)
+    assert rest == expected[made:]
+
+
+def test_two_processes_share_every_batch_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = order(make(11))
+    shares = []
+    for rank in range(2):
+        as_process(monkeypatch, rank, 2)
+        shares.append(order(make(11)))
+    assert len(shares[0]) == len(shares[1]) == len(whole)
+    for batch, mine, yours in zip(whole, *shares):
+        assert sorted(mine + yours) == sorted(batch)
+        assert 0 <= len(mine) - len(yours) <= 1
+
+
+def test_a_batch_too_small_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_process(monkeypatch, 0, 4)
+    with pytest.raises(OptionError, match=r"batch_size=3 leaves some of 4 processes without an example"):
+        make(batch_size=3)
+
+
+def test_no_examples_at_all_are_refused() -> None:
+    with pytest.raises(DataError, match="no examples"):
+        make(rows=torch.tensor([], dtype=torch.int64))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_normaliser_is_applied_once_to_every_input(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    if large:
+        monkeypatch.setattr(loaders, "_KEPT", 0)
+    loader = make(normaliser=lambda values: values * 2 + 1)
+    for batch in loader:
+        assert torch.equal(batch["input"][:, 0], batch["index"] * 2.0 + 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("batch_size", 0), ("batch_size", 2.5), ("augment", "shft")], ids=lambda v: str(v)
+)
+def test_a_bad_option_is_named(option: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"{option}={value!r} is not allowed"):
+        make(**{option: value})
