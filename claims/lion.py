@@ -50,8 +50,8 @@ CLAIM = Claim(
     slug="lion",
     claim="At a learning rate about three times smaller Lion is as accurate as AdamW with half its state, and gains on "
     "it as batches grow.",
-    paper="ViT-B/16 on ImageNet: Lion is ahead of AdamW by up to 2 points; its best batch size is 4096 where AdamW's is "
-    "256. Recommended: learning rate 3 to 10 times smaller, weight decay as many times larger.",
+    paper="ViT-B/16 on ImageNet: Lion is ahead of AdamW by up to 2 points; its best batch size is 4096 where AdamW's "
+    "is 256. Recommended: learning rate 3 to 10 times smaller, weight decay as many times larger.",
     experiment="MNIST-1D, 3200 signals to train on, 800 to choose the learning rate, 1000 to test; a perceptron "
     "40-256-256-10, 20 epochs with a cosine schedule, batches of 32, 128 and 1024, 5 seeds. AdamW with weight decay "
     "0.01 at learning rates 3e-4, 1e-3, 3e-3 and 1e-2, Lion with 0.1 at 1e-4, 3e-4, 1e-3 and 3e-3.",

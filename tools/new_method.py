@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for path in written:
         print(path.relative_to(_ROOT))
-    print(f"next: fill in every WRITE (grep -rn WRITE claims src tests), then make fast, then repertory check {given.slug}")
+    print("next: fill in every WRITE (grep -rn WRITE: claims src tests), then make fast")
     return 0
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from repertory.catalogue import FOLDERS
+from repertory.catalogue import FOLDERS, entries
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGE = ("src", "repertory")
@@ -41,8 +41,9 @@ def related_tests(touched: Iterable[str], root: Path = _ROOT) -> tuple[list[str]
         else:
             found = [root / "tests" / room] if (root / "tests" / room).is_dir() else []
         tests.update((str(each.relative_to(root)), None) for each in found)
-        if room in FOLDERS.values() and inner[0] != "__init__":
-            slugs[inner[0].replace("_", "-")] = None
+        slug = inner[0].replace("_", "-")
+        if room in FOLDERS.values() and slug in entries():
+            slugs[slug] = None
     return list(tests), list(slugs)
 
 
@@ -68,7 +69,8 @@ def main() -> int:
     status = 0
     for arguments in runs:
         print(f"pytest {' '.join(arguments)}", flush=True)
-        status = max(status, subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=_ROOT, check=False).returncode)
+        command = [sys.executable, "-m", "pytest", *arguments]
+        status = max(status, subprocess.run(command, cwd=_ROOT, check=False).returncode)
     return status
 
 

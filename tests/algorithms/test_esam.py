@@ -62,26 +62,6 @@ def test_quadratic_step_by_hand(method: SAM | ESAM) -> None:
     assert model.weight.item() == pytest.approx(0.78, abs=1e-6)
 
 
-def test_sam_equals_a_plain_loop() -> None:
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for inputs, targets in batches():
-        before = [p.detach().clone() for p in model.parameters()]
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), targets).backward()
-        norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
-        with torch.no_grad():
-            for p in model.parameters():
-                p += 0.05 * p.grad / norm
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), targets).backward()
-        with torch.no_grad():
-            for p, old in zip(model.parameters(), before):
-                p.copy_(old)
-        optimizer.step()
-    torch.testing.assert_close(trained(SAM(rho=0.05)), [p.detach() for p in model.parameters()])
-
-
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_equals_sam_when_everything_is_kept(adaptive: bool) -> None:
     esam = trained(ESAM(rho=0.1, beta=1.0, gamma=1.0, adaptive=adaptive))

@@ -170,12 +170,12 @@ def test_score_of_an_example_does_not_depend_on_its_batch() -> None:
 
 def test_forgetting_counts_are_those_of_the_authors_code() -> None:
     counter = ForgettingCounter(6)
-    rounds = [[1, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 0, 1], [0, 0, 1, 1, 1, 1]]
+    rounds = [[1, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
     for correct in rounds:
         order = torch.tensor([3, 1, 5, 0, 4, 2])
         for index in order.split(4):
             counter.update(index, torch.tensor(correct)[index])
-    assert counter.scores().tolist() == [2.0, torch.inf, 1.0, 1.0, 0.0, 0.0]
+    assert counter.scores().tolist() == [2.0, torch.inf, 1.0, 1.0, 0.0, 1.0]
 
 
 def test_forgetting_counts_go_on_from_a_saved_state() -> None:

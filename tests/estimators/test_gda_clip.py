@@ -135,13 +135,15 @@ def test_shrunk_precision_agrees_with_scikit_learn(name: str, other: type) -> No
     np.testing.assert_allclose(gaussians.precision, fitted.precision_, rtol=1e-8)
 
 
-def test_pinv_of_a_singular_covariance_is_the_pseudo_inverse() -> None:
-    features, labels = blobs(examples=2)
+@pytest.mark.parametrize("seed", range(8))
+def test_pinv_of_a_singular_covariance_is_the_pseudo_inverse(seed: int) -> None:
+    # Rounding makes the factorisation of such a matrix succeed at times, and fail at others.
+    features, labels = blobs(seed=seed)
+    features[:, 4] = features[:, :4].sum(1)
     gaussians = estimate(features, labels, 3, precision="pinv")
     centred = features - gaussians.means[labels]
-    expected = np.linalg.pinv(centred.T @ centred / 5, rcond=1e-9)
+    expected = np.linalg.pinv(centred.T @ centred / 35, rcond=1e-9)
     np.testing.assert_allclose(gaussians.precision, expected, rtol=1e-6, atol=1e-9)
-    assert np.linalg.matrix_rank(gaussians.precision, tol=1e-6) == 3
 
 
 def test_averaged_class_covariance_differs_from_the_pooled_one_when_classes_differ_in_size() -> None:
@@ -227,14 +229,15 @@ def test_grid_takes_the_weight_with_the_best_validation_accuracy() -> None:
 
 def test_validation_labels_outside_of_the_classes_count_as_wrong() -> None:
     features, labels = blobs()
-    names = np.array(["b", "d", "f"])
-    unknown = np.concatenate([names[labels], ["a", "c", "z"]])
-    more = np.concatenate([features, features[:3]])
-    fits = [
-        GDAClassifier().fit(features, names[labels], text_weights=texts(), validation=validation)
-        for validation in ((features, names[labels]), (more, unknown))
-    ]
-    assert fits[0].alpha_ == fits[1].alpha_
+    names = np.array(["b", "d", "f"])[labels]
+    found = {}
+    for label in ("a", "b", "c", "d", "f", "z"):
+        validation = (features, np.full(len(labels), label))
+        fitted = GDAClassifier().fit(features, names, text_weights=texts(), validation=validation)
+        found[label] = fitted.alpha_
+    # Where all is wrong the first of the grid is kept.
+    assert found["a"] == found["c"] == found["z"] == 1e-4
+    assert max(found["b"], found["d"]) > 1e-4
 
 
 def test_two_classes_give_one_decision_value() -> None:

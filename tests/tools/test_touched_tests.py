@@ -10,7 +10,12 @@ from touched_tests import related_tests
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    for name in ("algorithms/test_esam.py", "datasets/test_dataset_folder.py", "core/test_step.py", "core/test_state.py"):
+    for name in (
+        "algorithms/test_esam.py",
+        "datasets/test_dataset_folder.py",
+        "core/test_step.py",
+        "core/test_state.py",
+    ):
         path = tmp_path / "tests" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -22,6 +27,7 @@ def repository(tmp_path: Path) -> Path:
     [
         ("src/repertory/algorithms/esam.py", ["tests/algorithms/test_esam.py"], ["esam"]),
         ("src/repertory/algorithms/esam/parts.py", ["tests/algorithms/test_esam.py"], ["esam"]),
+        ("src/repertory/algorithms/no_method.py", ["tests/algorithms"], []),
         ("src/repertory/algorithms/__init__.py", ["tests/algorithms"], []),
         ("src/repertory/datasets/folder.py", ["tests/datasets/test_dataset_folder.py"], []),
         ("src/repertory/core/tables.py", ["tests/core"], []),

@@ -10,7 +10,9 @@ from repertory.training.budget import Stopwatch, baseline_amount
 COUNTS = Counts(forward=30, backward=10, steps=5)
 
 
-@pytest.mark.parametrize(("kind", "amount", "share"), [("compute", 100, 0.5), ("steps", 20, 0.25), ("seconds", 8, 0.75)])
+@pytest.mark.parametrize(
+    ("kind", "amount", "share"), [("compute", 100, 0.5), ("steps", 20, 0.25), ("seconds", 8, 0.75)]
+)
 def test_share_is_what_was_spent_of_its_own_kind(kind: str, amount: float, share: float) -> None:
     assert Budget(kind, amount).share(COUNTS, seconds=6.0) == share  # type: ignore[arg-type]
 

@@ -86,7 +86,10 @@ def test_options_of_the_part_reach_the_factory_and_unknown_context_does_not() ->
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("mypkg:fixed", r"model 'mypkg:fixed' gives \(2, 7\) for 2 inputs, but this data needs \(2, 2\); give its factory"),
+        (
+            "mypkg:fixed",
+            r"model 'mypkg:fixed' gives \(2, 7\) for 2 inputs, but this data needs \(2, 2\); give its factory",
+        ),
         ("mypkg:pair", r"model 'mypkg:pair' gives tuple for 2 inputs, but this data needs \(2, 2\)"),
         ("mypkg:images", r"model 'mypkg:images' cannot take inputs of shape \(3,\): .*; choose another --model"),
         ("mypkg:number", r"model 'mypkg:number' made a int; it must return a torch.nn.Module"),

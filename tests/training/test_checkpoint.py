@@ -85,7 +85,9 @@ def test_an_old_checkpoint_survives_a_write_that_fails(saved: Path, monkeypatch:
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None], ids=["empty", "text", "half"])
 def test_a_damaged_file_is_named_with_the_fix(saved: Path, content: bytes | None) -> None:
     saved.write_bytes(saved.read_bytes()[:1000] if content is None else content)
-    with pytest.raises(UserError, match=r"train\.pt cannot be read as a checkpoint .*; delete it to start afresh") as told:
+    with pytest.raises(
+        UserError, match=r"train\.pt cannot be read as a checkpoint .*; delete it to start afresh"
+    ) as told:
         load_checkpoint(saved, *task())
     assert "\n" not in str(told.value)
 

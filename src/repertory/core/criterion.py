@@ -15,15 +15,16 @@ from torch import Tensor, nn
 def per_example(criterion: Callable[..., Any]) -> Callable[..., Any]:
     """Return the criterion with `reduction="none"` where its mean is a plain mean over examples.
 
-    A criterion that weights classes, or that has no `reduction`, is returned as it is: the mean of its per-example
-    values would not be its own mean. Parameters stay shared with the original.
+    A criterion that weights classes, leaves a class out (`ignore_index` from 0 on), or has no `reduction` is returned as
+    it is: the mean of its per-example values would not be its own mean. Parameters stay shared with the original.
 
     >>> per_example(nn.CrossEntropyLoss()).reduction
     'none'
     """
     if isinstance(criterion, nn.Module):
         weighted = getattr(criterion, "weight", None) is not None or getattr(criterion, "pos_weight", None) is not None
-        if getattr(criterion, "reduction", None) != "mean" or weighted:
+        ignoring = getattr(criterion, "ignore_index", -1) >= 0
+        if getattr(criterion, "reduction", None) != "mean" or weighted or ignoring:
             return criterion
         single = copy.copy(criterion)
         single.reduction = "none"  # type: ignore[assignment]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from repertory.core.conflicts import check_methods
 from repertory.core.criterion import per_example, reduce_to_examples
 from repertory.core.distributed import sum_over_processes
+from repertory.core.groups import parameter_groups
 from repertory.core.method import Inner, Method
 from repertory.core.precision import Precision
 from repertory.core.sharded import is_sharded, spread_like, spread_optimizer_state, whole
@@ -237,7 +238,9 @@ class Step:
             for group in missing:
                 # The network's own group may be frozen in part on purpose; what methods and losses bring is not.
                 if group["params"] and group["name"] != "model":
-                    optimizer.add_param_group({**_plain_group(group), "lr": base * group["lr_scale"]})
+                    optimizer.add_param_group(
+                        {"params": group["params"], "name": group["name"], "lr": base * group["lr_scale"]}
+                    )
             return optimizer
         made = optimizer([{"params": g["params"], "name": g["name"]} for g in groups])
         for group, source in zip(made.param_groups, groups):
@@ -375,30 +378,3 @@ class _Evaluation(nn.Module):
         state.output = output
         values = self._criterion[0](output, state.batch.get("target"))
         return reduce_to_examples(values, batch_size(state.batch))
-
-
-def parameter_groups(run: Run, methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """Return the groups that the optimizer is made of: the network, the criterion, and one a method with parameters.
-
-    A criterion or method may set `lr_scale`, a factor on the learning rate of its own parameters.
-
-    Returns:
-        Mappings with `params`, `name` and `lr_scale`; groups without parameters are left out.
-    """
-    owners: list[tuple[str, Any]] = [("model", run.model), ("criterion", run.criterion)]
-    owners += [(method.slug, method) for method in methods]
-    groups: list[dict[str, Any]] = []
-    taken: set[int] = set()
-    for name, owner in owners:
-        if not isinstance(owner, nn.Module):
-            continue
-        parameters = [p for p in owner.parameters() if p.requires_grad and id(p) not in taken]
-        taken.update(id(p) for p in parameters)
-        if parameters:
-            scale = 1.0 if name == "model" else float(getattr(owner, "lr_scale", 1.0))
-            groups.append({"params": parameters, "name": name, "lr_scale": scale})
-    return groups
-
-
-def _plain_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {"params": group["params"], "name": group["name"]}

@@ -51,9 +51,6 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {
     "esam": {
         "two_processes_equal_one": "each process selects examples within its own share of the batch",
     },
-    "sam": {
-        "four_files": "a reference for the claims of others: without a claim of its own, and tested with ESAM",
-    },
 }
 """Checks that a method of the catalogue does not pass, by slug, each with the reason; they must fail."""
 

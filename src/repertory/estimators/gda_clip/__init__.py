@@ -79,6 +79,7 @@ CARD = Card(
     ),
     defaults={"precision": "ks", "alpha": "grid", "prior": "uniform", "text_scale": 100.0, "normalize": True},
     needs=("classes",),
+    owns=("head",),
     neutral={"alpha": 0.0},
     tags=("linear discriminant analysis", "zero-shot", "vision-language", "closed form", "few-shot"),
 )

@@ -101,6 +101,9 @@ class ModelSoup:
     Raises:
         OptionError: if an option is outside its range.
 
+    >>> ModelSoup(ingredients=8, kind="uniform").trunk
+    0.5
+
     Notes:
         The model trained so far is a candidate of the greedy soup too, so that the result is never below it
         on validation. Where batch norm makes the soups need a pass over the training set each, the trainings
