@@ -46,4 +46,4 @@ capabilities:
 	$(PYTHON) -m repertory.testing.capabilities
 
 bench:
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PYTHON) $$script || exit 1; done
+	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(PYTHON) $$script || exit 1; done

@@ -47,8 +47,8 @@ CLAIM = Claim(
     "decay 5e-4, cosine to 0), batches of 128, 40 epochs; SAM and ESAM at their defaults (rho=0.05, beta=0.6, "
     "gamma=0.5). `sgd longer` trains 73 epochs, as many counted passes as ESAM makes in 40; a backward pass counts as "
     "two, and the weight gradients that ESAM skips are counted as if they were computed. Processor time on one thread. "
-    "10 seeds.",
-    seeds=10,
+    "5 seeds.",
+    seeds=5,
     statements=(
         Statement(
             "ESAM is at least as accurate as SAM, within 1 point",

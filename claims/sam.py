@@ -45,8 +45,8 @@ CLAIM = Claim(
     experiment="MNIST-1D (4000 for training, 1000 for testing), perceptron 40-256-256-10, SGD (0.1, momentum 0.9, "
     "decay 5e-4, cosine to 0), batches of 128, 40 epochs; SAM with rho=0.05, and rho=0.1 for wrong labels, as in the "
     "paper. Wrong labels: 20 % of the training labels moved to another class. `sgd twice` trains 80 epochs, which is "
-    "as many counted passes as SAM makes in 40. Test accuracy, 10 seeds.",
-    seeds=10,
+    "as many counted passes as SAM makes in 40. Test accuracy, 5 seeds.",
+    seeds=5,
     statements=(
         Statement("SAM is more accurate than SGD", left="sam/accuracy", right="sgd/accuracy", above=0.0),
         Statement(

@@ -58,8 +58,8 @@ def run(seed: int) -> dict[str, float]:
 CLAIM = Claim(
     slug="softtriple",
     claim="Ten centres a class retrieve better than one where classes have several modes, and for unseen classes.",
-    paper="Higher Recall@1 on unseen classes of CUB-2011, Cars196 and Stanford Online Products than normalised softmax, "
-    "which has one centre a class.",
+    paper="Higher Recall@1 on unseen classes of CUB-2011, Cars196 and Stanford Online Products than normalised "
+    "softmax, which has one centre a class.",
     experiment="scikit-learn digits, half for training; perceptron 64-128-128-16, scale 20, gamma 0.1, margin 0.01, "
     "ten centres with tau 0.2 against one with tau 0; Adam, learning rate 1e-3 and 1e-2 for the centres, cosine, 40 "
     "epochs, batches of 32, 10 seeds. Coarse: five classes of two digits each, judged by the digit. Unseen: trained on "

@@ -6,6 +6,7 @@ The names below are imported when they are first used, so that `import repertory
 from __future__ import annotations
 
 import importlib
+import sys
 
 __version__ = "0.1.0"
 
@@ -44,3 +45,13 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(type(sys)):  # type: ignore[misc]
+    def __setattr__(self, name: str, value: object) -> None:
+        # Whoever imports from the package `repertory.compare` must not lose the function of that name.
+        if name not in _HOMES or not isinstance(value, type(sys)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

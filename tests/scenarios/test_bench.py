@@ -147,7 +147,7 @@ def test_targets_of_a_regression_are_standardised_for_training_only() -> None:
 
 def test_what_is_no_optimizer_is_refused() -> None:
     run = bench(optimizer=Part("torch.nn:ParameterList"))
-    with pytest.raises(UserError, match="optimizer 'torch.nn:ParameterList' made a ParameterList, not a torch.optim"):
+    with pytest.raises(UserError, match=r"optimizer 'torch.nn:ParameterList' made a ParameterList, not a torch.optim"):
         run.train(run.fresh_model(), 1.0)
 
 

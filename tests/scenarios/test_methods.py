@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from repertory import Method, Recipe
-from repertory.errors import ConflictError, OptionError, UserError
+from repertory.errors import ConflictError, UserError
 from repertory.recipe import Part
 from repertory.scenarios.choices import Source, check_arm, chosen_recipe
 from repertory.scenarios.methods import arm, parse, parse_options

@@ -70,7 +70,7 @@ def test_two_curations_keep_what_both_keep() -> None:
 
 
 def test_a_learning_rate_out_of_all_bounds_diverges_by_name() -> None:
-    with pytest.raises(DivergedError, match="not finite|is nan|is inf"):
+    with pytest.raises(DivergedError, match=r"not finite|is nan|is inf"):
         run("iris", "torch.optim:SGD", steps=30, lr=1e9)
 
 

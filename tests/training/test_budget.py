@@ -36,7 +36,7 @@ def test_a_backward_pass_counts_as_two_forward_passes() -> None:
 
 
 def test_unknown_kind_is_refused() -> None:
-    with pytest.raises(OptionError, match="budget='step' is not allowed.*did you mean steps"):
+    with pytest.raises(OptionError, match=r"budget='step' is not allowed.*did you mean steps"):
         Budget("step", 1)  # type: ignore[arg-type]
 
 

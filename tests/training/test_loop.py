@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_the_cosine_ends_at_zero_and_is_monotone() -> None:
     factors = [learning_rate_factor("cosine", share / 20) for share in range(21)]
     assert factors[0] == 1.0
     assert factors[-1] == pytest.approx(0.0, abs=1e-12)
-    assert all(a > b for a, b in zip(factors, factors[1:]))
+    assert all(a > b for a, b in itertools.pairwise(factors))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -128,7 +128,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, name: str, conten
     save(tmp_path)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(UserError, match="train it again|has no slot|is not of the form") as told:
+    with pytest.raises(UserError, match=r"train it again|has no slot|is not of the form") as told:
         load(tmp_path)
     assert "\n" not in str(told.value)
 
@@ -190,7 +190,7 @@ def test_foreign_code_is_called_only_with_trust(tmp_path: Path, mypkg: list[str]
 def test_no_slot_of_a_recipe_gets_foreign_code_called(tmp_path: Path, slot: str, factory: str) -> None:
     save(tmp_path)
     rewrite(tmp_path, slot, factory)
-    with pytest.raises(UserError, match="is not part of repertory|there is no module"):
+    with pytest.raises(UserError, match=r"is not part of repertory|there is no module"):
         load(tmp_path)
 
 

@@ -94,7 +94,7 @@ class RunFolder:
             return str(json.loads((self.path / "plan.json").read_text(encoding="utf-8"))["fingerprint"])
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (json.JSONDecodeError, KeyError, OSError):
+        except (ValueError, LookupError, TypeError, OSError):
             return "damaged"
 
     def budget(self) -> dict[str, Any]:

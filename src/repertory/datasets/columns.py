@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from repertory.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".xlsx")
 """Endings of the files that are read as tables."""
 
 
@@ -41,7 +42,7 @@ class Column:
 
 
 def read_frame(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a CSV, TSV or Parquet file.
+    """Read a CSV, TSV, Parquet or Excel file (its first sheet).
 
     Args:
         path: the file.
@@ -52,11 +53,14 @@ def read_frame(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
     """
     import pandas as pd
 
-    names = _parquet_names(path) if path.suffix.lower() == ".parquet" else _header(path)
+    suffix = path.suffix.lower()
+    if suffix == ".xlsx":
+        return _sheet(path, text)
+    names = _parquet_names(path) if suffix == ".parquet" else _header(path)
     repeated = sorted({name for name in names if name and names.count(name) > 1})
     if repeated:
         raise DataError(f"{path}: several columns are named {', '.join(map(repr, repeated))}; rename them")
-    if path.suffix.lower() == ".parquet":
+    if suffix == ".parquet":
         frame = pd.read_parquet(path).reset_index(drop=True)
     else:
         try:
@@ -79,6 +83,25 @@ def read_frame(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
         raise DataError(f"{path} has no rows below its header; add some")
     frame.columns = frame.columns.astype(str)
     return frame
+
+
+def _sheet(path: Path, text: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        cells = pd.read_excel(path, header=None, dtype=object)
+    except ImportError:
+        raise DataError(f'{path}: Excel files need openpyxl; install it with: pip install "repertory[tabular]"') from None
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not an Excel file ({' '.join(str(error).split())}); save it as .xlsx again") from None
+    if len(cells) < 2:
+        raise DataError(f"{path} has no rows below its header; add some")
+    names = ["" if pd.isna(name) else str(name) for name in cells.iloc[0]]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}: several columns are named {', '.join(map(repr, repeated))}; rename them")
+    frame = cells.iloc[1:].reset_index(drop=True).set_axis(names, axis=1).infer_objects()
+    return frame.astype({name: str for name in text if name in names})
 
 
 def _separator(path: Path) -> str:

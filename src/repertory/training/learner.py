@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repertory.core.classifier import classifier_of
+
 
 class Learner(nn.Module):
     """A network and the loss it is trained with, as one module that predicts.
@@ -33,6 +35,10 @@ class Learner(nn.Module):
         self.criterion = criterion
         self.register_buffer("offset", torch.tensor(offset))
         self.register_buffer("scale", torch.tensor(scale))
+
+    def get_classifier(self) -> nn.Module:
+        """Return the network's last linear layer; one inside the criterion is none."""
+        return classifier_of(self.network)[1]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits `(batch, classes)`, or values `(batch, 1)`."""
