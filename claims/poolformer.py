@@ -60,9 +60,7 @@ CLAIM = Claim(
     "three minutes allow.",
     statements=(
         Statement("Pooling beats no mixing", left="pooling/accuracy", right="identity/accuracy", above=0.0),
-        Statement(
-            "Pooling beats a random matrix", left="pooling/accuracy", right="random/accuracy", above=0.0
-        ),
+        Statement("Pooling beats a random matrix", left="pooling/accuracy", right="random/accuracy", above=0.0),
         Statement(
             "Attention is less than 7 points ahead of pooling",
             left="attention/accuracy",

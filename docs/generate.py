@@ -36,9 +36,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put every method into the navigation, under its kind."""
     for item in config.nav or []:
         if isinstance(item, dict) and item.get("Methods") == _INDEX:
-            kinds = [
-                {_plural(kind): [{e.card.name: _address(e)} for e in members]} for kind, members in _by_kind()
-            ]
+            kinds = [{_plural(kind): [{e.card.name: _address(e)} for e in members]} for kind, members in _by_kind()]
             item["Methods"] = [_INDEX, *kinds]
     return config
 

@@ -18,9 +18,7 @@ Write = Callable[..., Path]
 @pytest.fixture
 def catalogue(root: Path, write: Write) -> Mapping[str, Entry]:
     write("dash", problems=("semi-supervised learning", "few labels"))
-    write(
-        "rcal", problems=("label noise", "long-tailed data"), use="- labels are wrong and\n- classes are rare"
-    )
+    write("rcal", problems=("label noise", "long-tailed data"), use="- labels are wrong and\n- classes are rare")
     write("cdtrans", problems=("domain adaptation", "few labels", "noisy labels"))
     write("ps-kd", problems=("calibration", "label softening"))
     write("lion", kind="optimizer", problems=("memory-efficient optimizer",))
@@ -56,9 +54,7 @@ def test_a_card_that_meets_both_ideas_of_a_query_comes_first(catalogue: Mapping[
         ("unlabelled semi supervised", "dash"),
     ],
 )
-def test_a_synonym_finds_what_the_card_calls_otherwise(
-    catalogue: Mapping[str, Entry], query: str, slug: str
-) -> None:
+def test_a_synonym_finds_what_the_card_calls_otherwise(catalogue: Mapping[str, Entry], query: str, slug: str) -> None:
     assert slugs(catalogue, query)[0] == slug
 
 

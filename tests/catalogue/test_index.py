@@ -70,9 +70,7 @@ def test_a_card_that_is_not_a_literal_is_an_error_that_names_file_and_field(root
         ({"colour": "red"}, "unexpected keyword argument 'colour'"),
     ],
 )
-def test_a_card_with_a_wrong_field_is_an_error(
-    root: Path, write: Write, fields: dict[str, str], message: str
-) -> None:
+def test_a_card_with_a_wrong_field_is_an_error(root: Path, write: Write, fields: dict[str, str], message: str) -> None:
     write("esam", **fields)
     with pytest.raises(UserError, match=message):
         index._read(root)

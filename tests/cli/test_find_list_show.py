@@ -188,9 +188,7 @@ def test_every_file_of_the_folder_is_a_verb_or_a_known_helper() -> None:
     assert files - verbs <= {"output"}
 
 
-@pytest.mark.parametrize(
-    "words", [["find", "label noise"], ["list"], ["show", "esam"], ["--help"], ["--version"]]
-)
+@pytest.mark.parametrize("words", [["find", "label noise"], ["list"], ["show", "esam"], ["--help"], ["--version"]])
 def test_nothing_heavy_is_imported(words: list[str]) -> None:
     code = (
         "import sys; from repertory.cli import main; main(sys.argv[1:]); "

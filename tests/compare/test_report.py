@@ -185,7 +185,7 @@ def test_odd_comparisons_make_a_report_and_a_table(comparison: dict[str, Any], t
     ("comparison", "sentence"),
     [
         (compared({"esam": 0.0, "lion": 0.0}), "For esam and lion nothing changed on 4 seeds."),
-        (compared({"saf": 0.02}, seeds=1), "For SAF one seed can tell nothing (3 are the least)."),
+        (compared({"saf": 0.02}, seeds=1), "For SAF one seed can tell nothing (--seeds 3 is a start)."),
         (compared({"saf": None}), "For SAF every run diverged."),
         (compared({}), "Only the baseline was run, so there is nothing to compare."),
         (compared({"saf": 0.02}, rows=[]), "Nothing can be said: no run of the baseline finished."),
@@ -226,9 +226,7 @@ def test_square_brackets_in_a_label_are_no_markup_in_the_terminal() -> None:
 
 def test_legend_explains_units_and_direction() -> None:
     comparison = compared({"saf": -0.05}, metric="rmse", higher_is_better=False)
-    assert "4 seeds; test rmse: mean ± sd, lower is better; difference from the baseline in rmse" in legend(
-        comparison
-    )
+    assert "4 seeds; test rmse: mean ± sd, lower is better; difference from the baseline in rmse" in legend(comparison)
     assert "in points" in legend(compared({"saf": 0.02}))
 
 

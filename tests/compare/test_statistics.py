@@ -11,9 +11,7 @@ from repertory.compare.statistics import PairedDifference, holm, paired, seeds_n
 from repertory.errors import DataError, OptionError
 
 
-def run(
-    label: str, seed: int, value: float | None, status: str = "finished", seconds: float = 10.0
-) -> dict[str, Any]:
+def run(label: str, seed: int, value: float | None, status: str = "finished", seconds: float = 10.0) -> dict[str, Any]:
     metrics = {} if value is None else {"test": {"accuracy": value}, "validation": {"accuracy": value}}
     cost = {"steps": 10, "passes": 100.0, "seconds": seconds, "peak_bytes": None}
     return {"label": label, "seed": seed, "status": status, "metrics": metrics, "cost": cost}
@@ -60,9 +58,7 @@ def test_one_pair_has_a_mean_and_nothing_else() -> None:
     assert paired([0.75], [0.5]) == PairedDifference(1, 0.25, None, None, None, None, None, None)
 
 
-@pytest.mark.parametrize(
-    ("treatment", "mean", "p"), [([0.9, 0.8, 0.7], 0.1, 0.0), ([0.8, 0.7, 0.6], 0.0, 1.0)]
-)
+@pytest.mark.parametrize(("treatment", "mean", "p"), [([0.9, 0.8, 0.7], 0.1, 0.0), ([0.8, 0.7, 0.6], 0.0, 1.0)])
 def test_equal_differences_leave_no_width(treatment: list[float], mean: float, p: float) -> None:
     difference = paired(treatment, [0.8, 0.7, 0.6])
     assert difference.p == p
@@ -203,9 +199,7 @@ def test_no_results_make_no_rows() -> None:
 
 
 def test_a_later_result_for_the_same_seed_replaces_the_earlier() -> None:
-    assert rows_of([run("baseline", 0, None, "failed"), run("baseline", 0, 0.5)])["baseline"]["values"] == {
-        0: 0.5
-    }
+    assert rows_of([run("baseline", 0, None, "failed"), run("baseline", 0, 0.5)])["baseline"]["values"] == {0: 0.5}
 
 
 def test_an_unknown_metric_is_named_with_those_there_are() -> None:

@@ -97,9 +97,7 @@ def test_class_that_is_only_in_the_test_part_is_an_error(tmp_path: Path) -> None
         ),
     ],
 )
-def test_arrays_that_cannot_be_learnt_from_are_an_error(
-    tmp_path: Path, arrays: dict[str, Any], said: str
-) -> None:
+def test_arrays_that_cannot_be_learnt_from_are_an_error(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
         read(tmp_path, **arrays)
 
@@ -134,9 +132,7 @@ def test_kind_of_target_follows_the_rule(values: np.ndarray, task: str, classes:
     found, targets, names, _ = read_targets(values, "target 'y'")
     assert (found, names) == (task, classes)
     if classes:
-        assert [names[k] for k in targets] == [
-            str(v) if v.dtype.kind in "Ub" else str(int(v)) for v in values
-        ]
+        assert [names[k] for k in targets] == [str(v) if v.dtype.kind in "Ub" else str(int(v)) for v in values]
     else:
         assert torch.equal(targets, torch.from_numpy(values.astype(np.float32)))
 

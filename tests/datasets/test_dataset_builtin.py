@@ -22,9 +22,7 @@ from repertory.errors import DataError
         ("diabetes", 442, (10,), 1),
     ],
 )
-def test_built_in_data_has_its_known_size(
-    name: str, examples: int, shape: tuple[int, ...], outputs: int
-) -> None:
+def test_built_in_data_has_its_known_size(name: str, examples: int, shape: tuple[int, ...], outputs: int) -> None:
     data = load(name)
     assert (len(data.targets), data.in_shape, data.outputs) == (examples, shape, outputs)
     assert (data.name, data.encoder.shape, data.encoder.kind) == (name, shape, data.modality)

@@ -19,8 +19,7 @@ def make(counts: tuple[int, ...] = (200, 150, 100), **corruptions: str) -> Datas
         spec="made",
         task="classification",
         modality="table",
-        inputs=torch.randn(len(targets), 2, generator=torch.Generator().manual_seed(0))
-        * torch.tensor([1.0, 10.0]),
+        inputs=torch.randn(len(targets), 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0]),
         targets=targets,
         classes=tuple("abcdef"[: len(counts)]),
         encoder=Encoder("table", (2,)),
@@ -61,9 +60,7 @@ def test_noisy_labels_spread_evenly_over_the_other_classes() -> None:
     assert ((counts[[0, 1, 3]] - 9_000).abs() < 5 * 77.5).all()
 
 
-@pytest.mark.parametrize(
-    ("ratio", "expected"), [("50", [100, 14, 2]), ("4", [140, 70, 35]), ("1", [70, 70, 70])]
-)
+@pytest.mark.parametrize(("ratio", "expected"), [("50", [100, 14, 2]), ("4", [140, 70, 35]), ("1", [70, 70, 70])])
 def test_imbalance_makes_class_counts_decay_exponentially(ratio: str, expected: list[int]) -> None:
     splits = make(imbalance=ratio).prepare(0)
     assert splits.train.targets.bincount().tolist() == expected

@@ -31,9 +31,7 @@ def photos(folder: Path, mode: str = "RGB") -> Path:
         (folder / name).mkdir(parents=True)
         for number in range(4):
             size = (12 + number, 20, 3) if mode == "RGB" else (12 + number, 20)
-            Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(
-                folder / name / f"{number}.png"
-            )
+            Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(folder / name / f"{number}.png")
     return folder
 
 
@@ -120,9 +118,7 @@ def test_sequences_of_one_channel_may_leave_it_out(tmp_path: Path) -> None:
 
 def test_built_in_table_takes_a_file_with_its_columns(tmp_path: Path) -> None:
     data = load("iris")
-    pd.DataFrame(data.inputs.numpy(), columns=[c.name for c in data.encoder.columns]).to_parquet(
-        tmp_path / "i.parquet"
-    )
+    pd.DataFrame(data.inputs.numpy(), columns=[c.name for c in data.encoder.columns]).to_parquet(tmp_path / "i.parquet")
     assert torch.equal(data.encoder.encode(str(tmp_path / "i.parquet"))[0], data.inputs)
 
 

@@ -15,9 +15,7 @@ from repertory.errors import DataError, OptionError
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
-def paint(
-    path: Path, colour: int | tuple[int, ...] = RED, size: tuple[int, int] = (16, 16), mode: str = "RGB"
-) -> Path:
+def paint(path: Path, colour: int | tuple[int, ...] = RED, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path)
     return path
@@ -117,9 +115,7 @@ def test_oblong_image_is_scaled_by_its_shorter_side_and_cropped_in_the_centre(tm
     Image.fromarray(picture).save(tmp_path / "wide.png")
     assert (pixels(tmp_path / "wide.png", (3, 8, 8)) == 200).all()
     resized = Image.fromarray(picture).resize((12, 4), Image.Resampling.BILINEAR).crop((4, 0, 8, 4))
-    assert np.array_equal(
-        pixels(tmp_path / "wide.png", (3, 4, 4)).permute(1, 2, 0).numpy(), np.asarray(resized)
-    )
+    assert np.array_equal(pixels(tmp_path / "wide.png", (3, 4, 4)).permute(1, 2, 0).numpy(), np.asarray(resized))
 
 
 def test_image_of_the_asked_size_is_unchanged(tmp_path: Path) -> None:
@@ -174,9 +170,7 @@ def test_recorded_orientation_is_applied(tmp_path: Path) -> None:
     stored = Image.fromarray(np.rot90(quarters(64), 1).copy())
     stored.save(tmp_path / "x.jpg", exif=exif, quality=95)
     seen = pixels(tmp_path / "x.jpg", (3, 64, 64))
-    assert (seen.float() - torch.from_numpy(quarters(64).transpose(2, 0, 1)).float())[
-        :, 4::8, 4::8
-    ].abs().max() < 20
+    assert (seen.float() - torch.from_numpy(quarters(64).transpose(2, 0, 1)).float())[:, 4::8, 4::8].abs().max() < 20
 
 
 def test_other_files_are_ignored_and_said(tmp_path: Path) -> None:
@@ -255,9 +249,7 @@ def test_floating_point_image_is_an_error(tmp_path: Path) -> None:
         (["a/0.png", "a/1.png", "a/2.png", "b/0.png"], "'b' has 1; the minimum is 3"),
     ],
 )
-def test_folders_that_are_laid_out_otherwise_are_an_error(
-    tmp_path: Path, files: list[str], said: str
-) -> None:
+def test_folders_that_are_laid_out_otherwise_are_an_error(tmp_path: Path, files: list[str], said: str) -> None:
     for name in files:
         if name.endswith(".png"):
             paint(tmp_path / name)

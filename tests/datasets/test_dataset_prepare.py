@@ -109,9 +109,7 @@ def test_normaliser_uses_training_rows_only() -> None:
 
 
 def test_normaliser_of_images_agrees_with_a_float_computation() -> None:
-    images = torch.randint(
-        0, 256, (20, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randint(0, 256, (20, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     normaliser = Normaliser.fit(images)
     assert normaliser.mean.shape == (1, 3, 1, 1)
     torch.testing.assert_close(normaliser.mean.flatten(), images.float().mean((0, 2, 3)))

@@ -149,8 +149,6 @@ def test_arrays_and_tensors_give_the_same_data(module: str, tmp_path: Path) -> N
 
 
 def test_heavy_packages_wait_until_they_are_needed() -> None:
-    code = (
-        "import sys, repertory.datasets; print([m for m in ('pandas', 'sklearn', 'PIL') if m in sys.modules])"
-    )
+    code = "import sys, repertory.datasets; print([m for m in ('pandas', 'sklearn', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -92,17 +92,13 @@ def test_parquet_types_that_allow_missing_values_are_read(tmp_path: Path) -> Non
 
 
 def test_target_is_required_and_the_columns_are_listed(tmp_path: Path) -> None:
-    with pytest.raises(
-        OptionError, match="target must name the column to predict; its columns are age, kind"
-    ):
+    with pytest.raises(OptionError, match="target must name the column to predict; its columns are age, kind"):
         read(tmp_path, BASE, target=None)
 
 
 @pytest.mark.parametrize(("options", "target"), [("", "kinds"), ("?drop=kinds", "age")])
 def test_unknown_column_is_an_error_with_the_nearest_name(tmp_path: Path, options: str, target: str) -> None:
-    with pytest.raises(
-        OptionError, match=r"=kinds is not a column .*did you mean kind\?; its columns are age, kind"
-    ):
+    with pytest.raises(OptionError, match=r"=kinds is not a column .*did you mean kind\?; its columns are age, kind"):
         read(tmp_path, BASE, options, target=target)
 
 

@@ -25,9 +25,7 @@ _WEIGHTS = {
     "advice": 1.0,
     "idea": 0.3,
 }
-_RELEVANCE = (
-    f"SELECT rowid, -bm25(cards, {', '.join(map(str, _WEIGHTS.values()))}) FROM cards WHERE cards MATCH ?"
-)
+_RELEVANCE = f"SELECT rowid, -bm25(cards, {', '.join(map(str, _WEIGHTS.values()))}) FROM cards WHERE cards MATCH ?"
 _TOKENIZER = "porter unicode61"
 _BULLET = re.compile(r"^\s*[-*] +", re.MULTILINE)
 _OPEN, _CLOSE = "\x02", "\x03"
@@ -109,9 +107,7 @@ def _telling(text: str) -> list[str]:
 
 def _index(listed: Sequence[Entry]) -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
-    connection.execute(
-        f"CREATE VIRTUAL TABLE cards USING fts5({', '.join(_WEIGHTS)}, tokenize='{_TOKENIZER}')"
-    )
+    connection.execute(f"CREATE VIRTUAL TABLE cards USING fts5({', '.join(_WEIGHTS)}, tokenize='{_TOKENIZER}')")
     rows = [(row, *_fields(entry)) for row, entry in enumerate(listed)]
     places = ", ".join("?" * (len(_WEIGHTS) + 1))
     connection.executemany(f"INSERT INTO cards(rowid, {', '.join(_WEIGHTS)}) VALUES ({places})", rows)

@@ -94,9 +94,7 @@ def _read(root: Path) -> dict[str, Entry]:
         if entry is None:
             continue
         if entry.card.slug in found:
-            raise UserError(
-                f"two modules have slug {entry.card.slug!r}: {found[entry.card.slug].path} and {path}"
-            )
+            raise UserError(f"two modules have slug {entry.card.slug!r}: {found[entry.card.slug].path} and {path}")
         found[entry.card.slug] = entry
     return dict(sorted(found.items()))
 
@@ -119,9 +117,7 @@ def _entry(root: Path, path: Path) -> Entry | None:
     parts = (path.parent if path.name == "__init__.py" else path.with_suffix("")).relative_to(root).parts
     card = _card(call, path)
     if card.slug.replace("-", "_") != parts[-1]:
-        raise UserError(
-            f"{path}: slug {card.slug!r} does not match the module's name {parts[-1]!r}; make them agree"
-        )
+        raise UserError(f"{path}: slug {card.slug!r} does not match the module's name {parts[-1]!r}; make them agree")
     introduction, *sections = _SECTION.split(ast.get_docstring(tree) or "")
     return Entry(
         card=card,
@@ -142,9 +138,7 @@ def _parse_head(source: str, start: int, path: Path) -> ast.Module:
         try:
             return ast.parse(source)
         except SyntaxError as error:
-            raise UserError(
-                f"{path}, line {error.lineno}: {error.msg}; the catalogue cannot read the card"
-            ) from None
+            raise UserError(f"{path}, line {error.lineno}: {error.msg}; the catalogue cannot read the card") from None
 
 
 def _card(call: ast.Call, path: Path) -> Card:
@@ -158,9 +152,7 @@ def _card(call: ast.Call, path: Path) -> Card:
             ) from None
     for name in _TUPLES:
         if not isinstance(fields.get(name, ()), tuple):
-            raise UserError(
-                f"{path}: {name}={fields[name]!r} of CARD is not a tuple; write ({fields[name]!r},)"
-            )
+            raise UserError(f"{path}: {name}={fields[name]!r} of CARD is not a tuple; write ({fields[name]!r},)")
     try:
         return Card(**fields)
     except (TypeError, ValueError) as error:

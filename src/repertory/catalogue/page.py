@@ -52,9 +52,7 @@ def _heading(entry: Entry) -> str:
 
 
 def _defaults(entry: Entry) -> str:
-    return _table(
-        ("option", "default"), [(f"`{name}`", f"`{value!r}`") for name, value in entry.card.defaults.items()]
-    )
+    return _table(("option", "default"), [(f"`{name}`", f"`{value!r}`") for name, value in entry.card.defaults.items()])
 
 
 def _claim(record: Mapping[str, Any] | None) -> str:
@@ -93,9 +91,7 @@ def _means(values: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
 
 
 def _capabilities(measured: Mapping[str, str]) -> str:
-    return _table(
-        ("check", "result"), [(check.replace("_", " "), result) for check, result in measured.items()]
-    )
+    return _table(("check", "result"), [(check.replace("_", " "), result) for check, result in measured.items()])
 
 
 def _use(entry: Entry) -> str:
@@ -107,9 +103,7 @@ def _use(entry: Entry) -> str:
         code.insert(0, "from repertory import Step")
     uses = {"As a part, in your own code": _fenced("python", code)}
     if card.kind not in _NOT_COMPARED:
-        uses["By name, on your own data"] = _fenced(
-            "bash", [f"repertory compare {card.slug} --data ./my-data"]
-        )
+        uses["By name, on your own data"] = _fenced("bash", [f"repertory compare {card.slug} --data ./my-data"])
     uses["The claim, run again"] = _fenced("bash", [f"repertory claim {card.slug}"])
     return _joined(*(f"{title}:\n\n{text}" for title, text in uses.items()))
 

@@ -187,9 +187,9 @@ def _job(plan: Plan, label: str, slugs: tuple[str, ...], recipe: Recipe, seed: i
         "recipe": recipe.to_dict(),
         "seed": seed,
         "split_seed": plan.settings["seed"] if plan.settings["tune"] else seed,
-        "data": vars(plan.source),
+        "data": dict(vars(plan.source)),
         "fingerprint": plan.data_fingerprint,
-        "budget": vars(plan.budget),
+        "budget": dict(vars(plan.budget)),
         "device": plan.settings["device"],
         "precision": plan.settings["precision"],
     }
@@ -209,7 +209,8 @@ def _comparison(
         "test": len(sizes.test),
     }
     settings = dict(plan.settings)
-    settings["budget"] = f"{plan.budget.kind}: {plan.budget.amount:,.0f} {_units(plan.budget.kind)} a run"
+    amount = f"{plan.budget.amount:.3g}" if plan.budget.kind == "seconds" else f"{plan.budget.amount:,.0f}"
+    settings["budget"] = f"{plan.budget.kind}: {amount} {_units(plan.budget.kind)} a run"
     settings["tune"] = f"{plan.settings['tune']} trials for every arm" if plan.settings["tune"] else "none"
     if chosen:
         settings["tuned"] = {

@@ -47,7 +47,7 @@ class Plan:
             "data": {**vars(self.source), "fingerprint": self.data_fingerprint},
             "arms": [{"label": a.label, "methods": list(a.slugs), "recipe": a.recipe.to_dict()} for a in self.arms],
             "seeds": list(self.seeds),
-            "budget": vars(self.budget),
+            "budget": dict(vars(self.budget)),
             "settings": {k: self.settings[k] for k in ("scenario", "precision", "device", "tune", "split")},
         }
 

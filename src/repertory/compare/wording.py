@@ -209,7 +209,7 @@ def _open_questions(rows: Sequence[Mapping[str, Any]], called: Mapping[str, Name
             why = (
                 f"{difference['n']} seeds cannot tell"
                 if difference["n"] > 1
-                else "one seed can tell nothing (3 are the least)"
+                else "one seed can tell nothing (--seeds 3 is a start)"
             )
         groups.setdefault(why, []).append(str(called[row["label"]]))
     return [f"for {listed(who) if len(who) <= 4 else f'{len(who)} methods'} {why}" for why, who in groups.items()]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 def per_example(criterion: Callable[..., Any]) -> Callable[..., Any]:
     """Return the criterion with `reduction="none"` where its mean is a plain mean over examples.
 
-    A criterion that weights classes, leaves a class out (`ignore_index` from 0 on), or has no `reduction` is returned as
+    A criterion that weights classes, leaves a class out (`ignore_index` from 0 on), or has no `reduction` is
+    returned as
     it is: the mean of its per-example values would not be its own mean. Parameters stay shared with the original.
 
     >>> per_example(nn.CrossEntropyLoss()).reduction

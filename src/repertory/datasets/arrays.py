@@ -45,11 +45,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str, spec: str, task: str | Non
         DataError: if arrays are missing, do not fit together, or hold what cannot be learnt from.
     """
     whole = "x" in arrays
-    keys = (
-        {"x": "train"}
-        if whole
-        else {f"x_{short}": part for short, part in _PARTS.items() if f"x_{short}" in arrays}
-    )
+    keys = {"x": "train"} if whole else {f"x_{short}": part for short, part in _PARTS.items() if f"x_{short}" in arrays}
     targets_of = {key: key.replace("x", "y", 1) for key in keys}
     lacking = [key for key in targets_of.values() if key not in arrays]
     if lacking or "train" not in keys.values():
@@ -64,8 +60,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str, spec: str, task: str | Non
         modality, part = array_inputs(np.asarray(arrays[key]), f"{name}: {key}")
         if inputs and (part.shape[1:] != inputs[0].shape[1:] or part.dtype != inputs[0].dtype):
             raise DataError(
-                f"{name}: inputs of {key} have shape {tuple(part.shape[1:])}, others "
-                f"{tuple(inputs[0].shape[1:])}"
+                f"{name}: inputs of {key} have shape {tuple(part.shape[1:])}, others {tuple(inputs[0].shape[1:])}"
             )
         values = np.atleast_1d(np.asarray(arrays[targets_of[key]]))
         if len(part) != len(values):
@@ -101,14 +96,10 @@ def from_factory(made: Any, name: str, spec: str, task: str | None = None) -> Da
     """
     if isinstance(made, Dataset):
         if task not in (None, made.task):
-            raise OptionError(
-                f"task={task} does not apply: {name} returns a Dataset for {made.task}; leave it out"
-            )
+            raise OptionError(f"task={task} does not apply: {name} returns a Dataset for {made.task}; leave it out")
         return made
     if isinstance(made, Mapping):
         return from_arrays(made, name, spec, task)
     if isinstance(made, tuple) and len(made) == 2:
         return from_arrays({"x": made[0], "y": made[1]}, name, spec, task)
-    raise DataError(
-        f"{name} returned {type(made).__name__}; return a Dataset, a tuple (x, y), or a dict with x and y"
-    )
+    raise DataError(f"{name} returned {type(made).__name__}; return a Dataset, a tuple (x, y), or a dict with x and y")

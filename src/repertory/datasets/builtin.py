@@ -85,9 +85,7 @@ def _mnist1d_tensors() -> tuple[Tensor, Tensor, int]:
     try:
         from mnist1d.data import get_dataset_args, make_dataset
     except ModuleNotFoundError:
-        raise DataError(
-            "'mnist1d' is made by a package that is not installed; run: pip install mnist1d"
-        ) from None
+        raise DataError("'mnist1d' is made by a package that is not installed; run: pip install mnist1d") from None
     # The package seeds the global generators, which are the caller's.
     python, numpy = random.getstate(), np.random.get_state()
     try:

@@ -91,9 +91,13 @@ def _sheet(path: Path, text: Sequence[str]) -> pd.DataFrame:
     try:
         cells = pd.read_excel(path, header=None, dtype=object)
     except ImportError:
-        raise DataError(f'{path}: Excel files need openpyxl; install it with: pip install "repertory[tabular]"') from None
+        raise DataError(
+            f'{path}: Excel files need openpyxl; install it with: pip install "repertory[tabular]"'
+        ) from None
     except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not an Excel file ({' '.join(str(error).split())}); save it as .xlsx again") from None
+        raise DataError(
+            f"{path} is not an Excel file ({' '.join(str(error).split())}); save it as .xlsx again"
+        ) from None
     if len(cells) < 2:
         raise DataError(f"{path} has no rows below its header; add some")
     names = ["" if pd.isna(name) else str(name) for name in cells.iloc[0]]
@@ -128,9 +132,7 @@ def _parquet_names(path: Path) -> list[str]:
     try:
         return list(pyarrow.parquet.read_schema(path).names)
     except pyarrow.ArrowException as error:
-        raise DataError(
-            f"{path} is not a Parquet file ({' '.join(str(error).split())}); write it again"
-        ) from None
+        raise DataError(f"{path} is not a Parquet file ({' '.join(str(error).split())}); write it again") from None
 
 
 def flaws(frame: pd.DataFrame) -> pd.DataFrame:
@@ -172,8 +174,7 @@ def encode_frame(columns: Sequence[Column], frame: pd.DataFrame, what: str) -> T
     missing = [column.name for column in columns if column.name not in frame.columns]
     if missing:
         raise DataError(
-            f"{what} lacks {len(missing)} of the {len(columns)} columns of the training data: "
-            f"{', '.join(missing)}"
+            f"{what} lacks {len(missing)} of the {len(columns)} columns of the training data: {', '.join(missing)}"
         )
     refuse_flaws(frame[[column.name for column in columns]], what, "fill them in or remove the rows")
     encoded = np.zeros((len(frame), sum(column.width for column in columns)), dtype=np.float32)
@@ -184,9 +185,7 @@ def encode_frame(columns: Sequence[Column], frame: pd.DataFrame, what: str) -> T
             with np.errstate(over="ignore"):
                 encoded[:, start] = _numbers(cells, what)
             if not np.isfinite(encoded[:, start]).all():
-                raise DataError(
-                    f"{what}: column {column.name!r} has numbers beyond the float32 range; rescale it"
-                )
+                raise DataError(f"{what}: column {column.name!r} has numbers beyond the float32 range; rescale it")
         else:
             encoded[np.arange(len(frame)), start + _codes(cells, column.categories, what)] = 1.0
         start += column.width
@@ -201,8 +200,7 @@ def _numbers(cells: pd.Series, what: str) -> np.ndarray:
     if len(wrong):
         shown = ", ".join(f"{cells.iloc[row]!r} in row {row + 1}" for row in wrong[:5])
         raise DataError(
-            f"{what}: column {cells.name!r} holds numbers, but {len(wrong)} cells are text: {shown}; "
-            f"correct them"
+            f"{what}: column {cells.name!r} holds numbers, but {len(wrong)} cells are text: {shown}; correct them"
         )
     return numbers.to_numpy(dtype=np.float64)
 

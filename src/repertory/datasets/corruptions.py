@@ -32,17 +32,13 @@ def check(corruptions: Mapping[str, str], task: str, modality: str, classes: int
     """
     for key in ("noise", "imbalance"):
         if key in corruptions and task != "classification":
-            raise OptionError(
-                f"{key}={corruptions[key]} needs classes, but the task is regression; leave it out"
-            )
+            raise OptionError(f"{key}={corruptions[key]} needs classes, but the task is regression; leave it out")
     if "noise" in corruptions:
         noise_rate(corruptions)
     if "imbalance" in corruptions:
         imbalance_ratio(corruptions)
     if "labels" in corruptions and (count := label_count(corruptions)) < max(classes, 1):
-        raise OptionError(
-            f"labels={count} is fewer than the {max(classes, 1)} classes; each needs at least one label"
-        )
+        raise OptionError(f"labels={count} is fewer than the {max(classes, 1)} classes; each needs at least one label")
     if "shift" in corruptions:
         shift_of(corruptions, modality)
 
@@ -54,9 +50,7 @@ def noise_rate(corruptions: Mapping[str, str]) -> float:
 
 def imbalance_ratio(corruptions: Mapping[str, str]) -> float:
     """Return the ratio of the largest to the smallest class, 1 when none was asked for."""
-    return _number(
-        "imbalance", corruptions.get("imbalance", "1"), "a finite ratio of at least 1", 1.0, math.inf
-    )
+    return _number("imbalance", corruptions.get("imbalance", "1"), "a finite ratio of at least 1", 1.0, math.inf)
 
 
 def label_count(corruptions: Mapping[str, str]) -> int:
@@ -73,9 +67,7 @@ def shift_of(corruptions: Mapping[str, str], modality: str) -> tuple[str, float]
     match = re.fullmatch(r"([a-z]+)(-?\d+(?:\.\d+)?)", text)
     if match is None or match[1] not in kinds or (match[1] != "rotate" and float(match[2]) <= 0):
         allowed = ", ".join(_EXAMPLES[kind] for kind in kinds)
-        raise OptionError(
-            f"shift={text} cannot be applied to {modality} inputs; use a strength above 0 in: {allowed}"
-        )
+        raise OptionError(f"shift={text} cannot be applied to {modality} inputs; use a strength above 0 in: {allowed}")
     return match[1], float(match[2])
 
 
@@ -143,9 +135,7 @@ def flip_labels(targets: Tensor, rate: float, classes: int, generator: torch.Gen
     return noisy % classes
 
 
-def shift_inputs(
-    inputs: Tensor, kind: str, strength: float, std: Tensor, generator: torch.Generator
-) -> Tensor:
+def shift_inputs(inputs: Tensor, kind: str, strength: float, std: Tensor, generator: torch.Generator) -> Tensor:
     """Shift test inputs.
 
     Args:

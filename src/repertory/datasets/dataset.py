@@ -61,9 +61,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
-            raise DataError(
-                f"{self.name}: {len(self.inputs)} inputs do not match {len(self.targets)} targets"
-            )
+            raise DataError(f"{self.name}: {len(self.inputs)} inputs do not match {len(self.targets)} targets")
         self._check_fixed()
         if self.task == "classification":
             self._check_classes()
@@ -73,9 +71,7 @@ class Dataset:
                 f"one for each of {', '.join(['train', *self._missing()])}; add examples"
             )
         elif bool((self.targets == self.targets[0]).all()):
-            raise DataError(
-                f"{self.name}: all targets are {float(self.targets[0]):g}; there is nothing to learn"
-            )
+            raise DataError(f"{self.name}: all targets are {float(self.targets[0]):g}; there is nothing to learn")
         corrupt.check(self.corruptions, self.task, self.modality, len(self.classes))
 
     def _check_fixed(self) -> None:
@@ -83,18 +79,13 @@ class Dataset:
             return
         if "train" not in self.fixed or not set(self.fixed) <= set(_PARTS):
             raise DataError(
-                f"{self.name}: fixed parts {', '.join(self.fixed)} are not train, with or without "
-                f"validation and test"
+                f"{self.name}: fixed parts {', '.join(self.fixed)} are not train, with or without validation and test"
             )
         if empty := [part for part, rows in self.fixed.items() if not len(rows)]:
-            raise DataError(
-                f"{self.name}: the {' and '.join(empty)} part has no examples; add some or leave it out"
-            )
+            raise DataError(f"{self.name}: the {' and '.join(empty)} part has no examples; add some or leave it out")
         rows = torch.cat(list(self.fixed.values()))
         if int(rows.min()) < 0 or int(rows.max()) >= len(self.targets) or len(rows.unique()) < len(rows):
-            raise DataError(
-                f"{self.name}: fixed parts share examples or name rows beyond 0..{len(self.targets) - 1}"
-            )
+            raise DataError(f"{self.name}: fixed parts share examples or name rows beyond 0..{len(self.targets) - 1}")
 
     def _check_classes(self) -> None:
         if len(self.classes) < 2:
@@ -102,9 +93,7 @@ class Dataset:
                 f"{self.name} has one class only ({', '.join(self.classes)}); classification needs at least 2"
             )
         if int(self.targets.min()) < 0 or int(self.targets.max()) >= len(self.classes):
-            raise DataError(
-                f"{self.name}: targets must lie from 0 to {len(self.classes) - 1}, one number a class"
-            )
+            raise DataError(f"{self.name}: targets must lie from 0 to {len(self.classes) - 1}, one number a class")
         made = self._missing()
         counts = self.targets[self._pool()].bincount(minlength=len(self.classes))
         small = (counts < 1 + len(made)).nonzero().flatten().tolist()
@@ -181,9 +170,7 @@ class Dataset:
         tested = self.inputs[rows["test"]]
         if "shift" in self.corruptions:
             kind, strength = corrupt.shift_of(self.corruptions, self.modality)
-            tested = corrupt.shift_inputs(
-                tested, kind, strength, normaliser.std, generator_for(seed, "shift")
-            )
+            tested = corrupt.shift_inputs(tested, kind, strength, normaliser.std, generator_for(seed, "shift"))
         rows["train"] = train
         hidden = None
         if unlabelled is not None and len(unlabelled):

@@ -60,20 +60,14 @@ class Encoder:
         if self.kind == "table" and place.suffix.lower() in tables.SUFFIXES:
             text = [column.name for column in self.columns if column.categories is not None]
             frame = tables.read_frame(place, text)
-            return tables.encode_frame(self.columns, frame, str(place)), [
-                str(row + 1) for row in range(len(frame))
-            ]
-        allowed = (
-            f"{', '.join(tables.SUFFIXES)}, .npy and .npz" if self.kind == "table" else ".npy and .npz with x"
-        )
+            return tables.encode_frame(self.columns, frame, str(place)), [str(row + 1) for row in range(len(frame))]
+        allowed = f"{', '.join(tables.SUFFIXES)}, .npy and .npz" if self.kind == "table" else ".npy and .npz with x"
         raise DataError(f"{path!r} is not read as {self.kind} input; allowed are {allowed}")
 
     def _from_images(self, place: Path) -> tuple[Tensor, list[str]]:
         paths = images.scan(place)[0] if place.is_dir() else [place]
         if not paths:
-            raise DataError(
-                f"{str(place)!r} holds no images; allowed are {', '.join(sorted(images.SUFFIXES))}"
-            )
+            raise DataError(f"{str(place)!r} holds no images; allowed are {', '.join(sorted(images.SUFFIXES))}")
         channels, height, width = self.shape
         inputs, bad = images.decode(paths, (channels, height, width))
         if bad:

@@ -43,14 +43,10 @@ def load_folder(path: Path, spec: str, image_size: int | None = None, skip_bad: 
     notes: list[str] = []
     found, others = _find(path, notes)
     if others:
-        notes.append(
-            f"{_count(others, 'file')} that are not images or lie outside a class folder were ignored"
-        )
+        notes.append(f"{_count(others, 'file')} that are not images or lie outside a class folder were ignored")
     classes = tuple(sorted({label for files in found.values() for label in files}))
     paths = [file for files in found.values() for label in classes for file in files[label]]
-    targets = torch.tensor(
-        [k for files in found.values() for k, label in enumerate(classes) for _ in files[label]]
-    )
+    targets = torch.tensor([k for files in found.values() for k, label in enumerate(classes) for _ in files[label]])
     sizes = torch.tensor([sum(map(len, files.values())) for files in found.values()])
     parts = torch.arange(len(found)).repeat_interleave(sizes)
 
@@ -65,9 +61,7 @@ def load_folder(path: Path, spec: str, image_size: int | None = None, skip_bad: 
     if side is None:
         typical = median(shorter for shorter, _ in headers)
         side = min(64, max(8, 8 * round(typical / 8)))
-        notes.append(
-            f"images were brought to {side}x{side} (median shorter side {typical:g}; image_size changes it)"
-        )
+        notes.append(f"images were brought to {side}x{side} (median shorter side {typical:g}; image_size changes it)")
     images, broken = decode([file for file in paths if file not in closed], (channels, side, side))
     bad = {file: {**closed, **broken}[file] for file in paths if file in closed or file in broken}
     if bad and not skip_bad:
@@ -94,9 +88,7 @@ def load_folder(path: Path, spec: str, image_size: int | None = None, skip_bad: 
 
 def _find(path: Path, notes: list[str]) -> tuple[dict[str, dict[str, list[Path]]], int]:
     folders = _subfolders(path)
-    by_part = {
-        _PART_NAMES[folder.name.lower()]: folder for folder in folders if folder.name.lower() in _PART_NAMES
-    }
+    by_part = {_PART_NAMES[folder.name.lower()]: folder for folder in folders if folder.name.lower() in _PART_NAMES}
     aside = [folder for folder in folders if folder not in by_part.values()]
     # Among pictures of vehicles, "train" is a class.
     if "train" not in by_part or (aside and not _subfolders(by_part["train"])):
@@ -138,16 +130,11 @@ def _classes_in(path: Path) -> tuple[dict[str, list[Path]], int]:
     empty = [name for name, (files, _) in scanned.items() if not files]
     if empty:
         raise DataError(
-            f"{path}: class folders without images: {', '.join(empty)}; add images or remove the folders "
-            f"({_LAYOUT})"
+            f"{path}: class folders without images: {', '.join(empty)}; add images or remove the folders ({_LAYOUT})"
         )
     if len(folders) == 1:
-        raise DataError(
-            f"{path} has one class folder only ({folders[0].name}); at least 2 are needed; {_LAYOUT}"
-        )
-    return {name: files for name, (files, _) in scanned.items()}, len(loose) + sum(
-        n for _, n in scanned.values()
-    )
+        raise DataError(f"{path} has one class folder only ({folders[0].name}); at least 2 are needed; {_LAYOUT}")
+    return {name: files for name, (files, _) in scanned.items()}, len(loose) + sum(n for _, n in scanned.values())
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -155,9 +142,7 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _bad(bad: dict[Path, str], paths: list[Path]) -> DataError:
-    return unreadable(
-        bad, len(paths), "replace or remove them, or go on without them with --skip-bad (skip_bad=True)"
-    )
+    return unreadable(bad, len(paths), "replace or remove them, or go on without them with --skip-bad (skip_bad=True)")
 
 
 def _count(number: int, noun: str) -> str:

@@ -28,14 +28,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             return {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         said = "it holds pickled objects" if "allow_pickle" in str(error) else " ".join(str(error).split())
-        raise DataError(
-            f"{path} cannot be read: {said}; save plain numeric arrays with numpy.savez"
-        ) from None
+        raise DataError(f"{path} cannot be read: {said}; save plain numeric arrays with numpy.savez") from None
 
 
-def array_inputs(
-    values: np.ndarray[Any, Any], what: str
-) -> tuple[Literal["image", "table", "sequence"], Tensor]:
+def array_inputs(values: np.ndarray[Any, Any], what: str) -> tuple[Literal["image", "table", "sequence"], Tensor]:
     """Tell from its shape and type what kind of input an array holds, and turn it into a tensor of that kind.
 
     Args:

@@ -23,9 +23,7 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SUFFIXES = (*columns.SUFFIXES, ".npz")
 
 
-def load(
-    spec: str, *, target: str | None = None, image_size: int | None = None, skip_bad: bool = False
-) -> Dataset:
+def load(spec: str, *, target: str | None = None, image_size: int | None = None, skip_bad: bool = False) -> Dataset:
     """Load data by name or by path.
 
     Args:
@@ -49,9 +47,7 @@ def load(
     name, options = parse(spec)
     task = options.get("task")
     if task is not None and task not in _TASKS:
-        raise OptionError(
-            f"task={task} is not classification or regression; {nearest(task, _TASKS)}".rstrip("; ")
-        )
+        raise OptionError(f"task={task} is not classification or regression; {nearest(task, _TASKS)}".rstrip("; "))
     given = {**{key: options.get(key) for key in _READING}, "target": target, "image_size": image_size}
     path = Path(name).expanduser()
     if name in BUILTIN:
@@ -66,9 +62,7 @@ def load(
         _refuse(given, f"the function {name}", ("task",))
         factory = locate(name)
         if not callable(factory):
-            raise DataError(
-                f"{name} is {type(factory).__name__}, not a function; give one that returns the data"
-            )
+            raise DataError(f"{name} is {type(factory).__name__}, not a function; give one that returns the data")
         dataset = from_factory(factory(), name.partition(":")[2], spec, task)
     else:
         raise _not_found(name, path)
@@ -101,13 +95,10 @@ def parse(spec: str) -> tuple[str, dict[str, str]]:
         if key not in known:
             hint = nearest(key, known)
             raise OptionError(
-                f"data option {key!r} in {spec!r} is not one of "
-                f"{', '.join(known)}{'; ' + hint if hint else ''}"
+                f"data option {key!r} in {spec!r} is not one of {', '.join(known)}{'; ' + hint if hint else ''}"
             )
         if not value or key in options:
-            raise OptionError(
-                f"data option {key!r} in {spec!r} needs one value, written {key}=VALUE and once only"
-            )
+            raise OptionError(f"data option {key!r} in {spec!r} needs one value, written {key}=VALUE and once only")
         options[key] = value
     return name, options
 

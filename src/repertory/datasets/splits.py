@@ -52,9 +52,7 @@ class Normaliser:
         if inputs.dtype == torch.uint8:
             # Counting the 256 values is exact and needs no float copy of the images.
             values = torch.arange(256, dtype=torch.float64)
-            shares = torch.stack(
-                [inputs[:, c].flatten().bincount(minlength=256) for c in range(inputs.shape[1])]
-            )
+            shares = torch.stack([inputs[:, c].flatten().bincount(minlength=256) for c in range(inputs.shape[1])])
             shares = shares.double() / shares.sum(1, keepdim=True)
             mean = shares @ values
             std = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()

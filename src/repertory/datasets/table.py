@@ -57,15 +57,11 @@ def load_table(
         frame = frame.drop(columns=unnamed)
         notes.append(f"{len(unnamed)} column{'s' if len(unnamed) > 1 else ''} without a name left out")
     if frame.shape[1] < 2:
-        raise DataError(
-            f"{path} has no column besides the target {target!r}; there is nothing to predict it from"
-        )
+        raise DataError(f"{path} has no column besides the target {target!r}; there is nothing to predict it from")
     if skip_bad:
         whole = ~flaws(frame).any(axis=1)
         if not whole.all():
-            notes.append(
-                f"{int((~whole).sum())} of {len(frame)} rows with missing or infinite cells were left out"
-            )
+            notes.append(f"{int((~whole).sum())} of {len(frame)} rows with missing or infinite cells were left out")
             frame = frame[whole].reset_index(drop=True)
         if not len(frame):
             raise DataError(
@@ -74,8 +70,7 @@ def load_table(
     refuse_flaws(
         frame,
         str(path),
-        "fill them in, drop columns with ?drop=name, or go on without the rows with --skip-bad "
-        "(skip_bad=True)",
+        "fill them in, drop columns with ?drop=name, or go on without the rows with --skip-bad (skip_bad=True)",
     )
     columns = tuple(_column(path, frame[name]) for name in frame.columns if name != target)
     encoded = [f"{c.name!r} ({len(c.categories)} values)" for c in columns if c.categories is not None]
@@ -101,9 +96,7 @@ def _known(path: Path, frame: pd.DataFrame, option: str, name: str | None) -> st
         return str(name)
     listed = ", ".join(map(str, frame.columns))
     if name is None:
-        raise OptionError(
-            f"{path} is a table, so {option} must name the column to predict; its columns are {listed}"
-        )
+        raise OptionError(f"{path} is a table, so {option} must name the column to predict; its columns are {listed}")
     hint = nearest(name, frame.columns)
     raise OptionError(
         f"{option}={name} is not a column of {path}{'; ' + hint if hint else ''}; its columns are {listed}"
@@ -127,8 +120,7 @@ def _column(path: Path, cells: pd.Series) -> Column:
         odd = (~numeric).nonzero()[0]
         shown = ", ".join(f"{text.iloc[row]!r} in row {row + 1}" for row in odd[:5])
         raise DataError(
-            f"{path}: column {name!r} holds numbers, but {len(odd)} cells are text: {shown}; correct them, "
-            f"or {fix}"
+            f"{path}: column {name!r} holds numbers, but {len(odd)} cells are text: {shown}; correct them, or {fix}"
         )
     values = sorted(text.unique())
     if len(values) > _MOST_CATEGORIES:

@@ -36,8 +36,7 @@ def read_targets(
         values = values[:, 0]
     if values.ndim != 1 or values.dtype.kind not in "biufUO":
         raise DataError(
-            f"{what} has shape {values.shape} and type {values.dtype}; it must be one number or text an "
-            f"example"
+            f"{what} has shape {values.shape} and type {values.dtype}; it must be one number or text an example"
         )
     if values.dtype.kind == "O":
         values = values.astype(str)
@@ -65,14 +64,10 @@ def read_targets(
             )
         if whole and task is None:
             notes = (
-                f"{what} has {len(distinct)} distinct numbers: read as regression (?task=classification "
-                f"changes it)",
+                f"{what} has {len(distinct)} distinct numbers: read as regression (?task=classification changes it)",
             )
         return chosen, torch.from_numpy(numbers), (), notes
     if numeric and task is None:
-        notes = (
-            f"{what} has {len(distinct)} distinct whole numbers: read as classes (?task=regression changes "
-            f"it)",
-        )
+        notes = (f"{what} has {len(distinct)} distinct whole numbers: read as classes (?task=regression changes it)",)
     names = tuple(str(int(value)) if whole else str(value) for value in distinct)
     return chosen, torch.from_numpy(codes.astype(np.int64)), names, notes

@@ -27,9 +27,7 @@ def from_timm(
     import timm
 
     if len(in_shape) != 3:
-        raise UserError(
-            f"timm:{name} takes images (channels, height, width); this data has inputs of shape {in_shape}"
-        )
+        raise UserError(f"timm:{name} takes images (channels, height, width); this data has inputs of shape {in_shape}")
     if not timm.is_model(name.split(".")[0]):
         hint = nearest(name, timm.list_models())
         raise UserError(f"timm has no model {name!r}; {hint or 'timm.list_models() names them all'}")
@@ -47,6 +45,7 @@ def from_timm(
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"timm:{name} cannot be built with pretrained={pretrained} for images {in_shape}: {reason}; try without pretrained "
+            f"timm:{name} cannot be built with pretrained={pretrained} for images {in_shape}: {reason}; "
+            "try without pretrained "
             f"weights, or another image size (--image-size)"
         ) from error

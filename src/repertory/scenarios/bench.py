@@ -152,7 +152,7 @@ class Bench:
         )
         model.network = step.run.model
         saved = None if self._checkpoints is None else self._checkpoints / f"{name}.pt"
-        budget = self.budget.part(share)
+        budget = self._budget(share)
 
         def on_epoch(progress: float, record: dict[str, Any]) -> None:
             start = time.perf_counter()
@@ -246,6 +246,14 @@ class Bench:
         self.counts.forward += forward
         self.counts.backward += backward
         self.counts.steps += steps
+
+    def _budget(self, share: float) -> Budget:
+        """What a training may spend: its share, less what passes beside earlier trainings have cost."""
+        whole = self.budget.part(share)
+        if whole.kind != "compute":
+            return whole
+        debt = max(0.0, self.counts.passes - self._spent * self.budget.amount)
+        return Budget("compute", max(0.0, whole.amount - debt))
 
     def _examples(self, part: str) -> Examples:
         examples: Examples = getattr(self.splits, part)

@@ -107,6 +107,8 @@ def arm(text: str, baseline: Recipe, task: str, scenario: str) -> Arm:
     for name, options in parse(text):
         slug, edited, owns = _edit(name, options, recipe, task, scenario)
         taken = {slot for slot in _SLOTS if getattr(edited, slot) != getattr(recipe, slot)} | set(owns)
+        if slug in slugs:
+            raise ConflictError(f"{text}: {slug} is named twice; name it once, with the options that you want")
         for slot in sorted(taken & owner.keys()):
             raise ConflictError(
                 f"{owner[slot]} and {slug} both replace the {slot} and cannot be combined; compare them side by side "
