@@ -3,5 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run a comparison's jobs one after the other in this process, without the report.
+
+    Returns:
+        The keys of the jobs that ran, filled as they do.
+    """
+    from repertory.compare import api, jobs
+
+    ran: list[str] = []
+
+    def run(
+        wanted: Sequence[dict[str, Any]], on_progress: Callable[[str, float], None]
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        for job in wanted:
+            ran.append(job["key"])
+            on_progress(job["key"], 1.0)
+            yield job, jobs.run_job(job)
+
+    monkeypatch.setattr(api, "executor", lambda place, processes: run)
+    monkeypatch.setattr(api, "write_report", lambda path, comparison: path.write_text("report"))
+    return ran

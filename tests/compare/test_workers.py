@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from repertory import compare
 from repertory.compare import execute
 from repertory.compare.workers import worker_pool
 from repertory.errors import UserError
@@ -76,14 +77,11 @@ def judged(folder: Path) -> list[Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compare") / "undisturbed"
-    subprocess.run(
-        command("compare", *METHODS, *SETTINGS, "--jobs", "1", "--out", str(folder)),
-        check=True, capture_output=True, timeout=PATIENCE,
-    )  # fmt: skip
-    return folder
+@pytest.fixture
+def undisturbed(tmp_path: Path, inline: list[str]) -> Path:
+    """The same comparison, run in this process without a break."""
+    compare(*METHODS, data="iris", epochs=2, seeds=2, device="cpu", out=tmp_path / "undisturbed")
+    return tmp_path / "undisturbed"
 
 
 def test_a_killed_comparison_is_completed_by_resume_with_identical_results(tmp_path: Path, undisturbed: Path) -> None:
@@ -96,10 +94,8 @@ def test_a_killed_comparison_is_completed_by_resume_with_identical_results(tmp_p
     kept = {path: path.read_bytes() for path in results(tmp_path / "m")}
     assert all(json.loads(content)["status"] == "finished" for content in kept.values())
     assert not (tmp_path / "m" / "run.json").exists()
-    again = subprocess.run(command(*words), capture_output=True, text=True, timeout=PATIENCE)
-    assert again.returncode == 2
-    assert again.stderr.splitlines()[-1].endswith("add --resume to complete it, or name a new folder")
-    done = subprocess.run(command(*words, "--resume"), capture_output=True, text=True, timeout=PATIENCE)
+    rest = [*words, "--resume", "--jobs", "1"]
+    done = subprocess.run(command(*rest), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in kept} == kept
     assert judged(tmp_path / "m") == judged(undisturbed)
@@ -143,20 +139,25 @@ def die(job: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_worker_that_is_killed_loses_no_finished_run_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "run_job", die)
-    ended, jobs = [], [{"key": "good"}, {"key": "bad"}]
+    runs = execute.executor("local", 1)([{"key": "good"}, {"key": "bad"}], lambda key, share: None)
+    job, result = next(runs)
+    assert (job["key"], result["threads"]) == ("good", "1")
     with pytest.raises(execute.WorkerDiedError, match=r"finished runs are kept: go on with --resume.*--jobs 1"):
-        for job, result in execute.executor("local", 1)(jobs, lambda key, share: None):
-            ended.append((job["key"], result["threads"]))
-    assert ended == [("good", "1")]
+        next(runs)
 
 
 def test_a_pool_puts_the_environment_back_and_ends_its_workers_on_an_error() -> None:
-    before = os.environ.get("MKL_NUM_THREADS")
-    with pytest.raises(UserError), worker_pool(1) as pool:
-        pid = pool.submit(os.getpid).result(PATIENCE)
-        assert os.environ["MKL_NUM_THREADS"] == "1"
-        raise UserError("stop")
-    until(lambda: not Path(f"/proc/{pid}").exists(), "the worker to end")
+    before, seen = os.environ.get("MKL_NUM_THREADS"), []
+
+    def use() -> None:
+        with worker_pool(1) as pool:
+            seen.extend([pool.submit(os.getpid).result(PATIENCE), os.environ["MKL_NUM_THREADS"]])
+            raise UserError("stop")
+
+    with pytest.raises(UserError, match="stop"):
+        use()
+    until(lambda: not Path(f"/proc/{seen[0]}").exists(), "the worker to end")
+    assert seen[1] == "1"
     assert os.environ.get("MKL_NUM_THREADS") == before
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from repertory.core.sharded import is_sharded
+from repertory.core.sharded import is_sharded, local
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -39,12 +39,13 @@ def perturbed(parameters: Sequence[nn.Parameter], offsets: Sequence[Tensor]) -> 
     """
     originals = [parameter.data for parameter in parameters]
     if any(map(is_sharded, originals)):
-        copies = [original.clone() for original in originals]
+        shards = [local(original) for original in originals]
+        copies = [shard.clone() for shard in shards]
         try:
-            torch._foreach_add_(originals, list(offsets))
+            torch._foreach_add_(shards, [local(offset) for offset in offsets])
             yield
         finally:
-            torch._foreach_copy_(originals, copies)
+            torch._foreach_copy_(shards, copies)
         return
     with torch.no_grad():
         moved = torch._foreach_add(originals, list(offsets)) if originals else []

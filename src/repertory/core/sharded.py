@@ -13,6 +13,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a spread tensor, sharing its memory; any other tensor as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def whole(value: Any) -> Any:
     """Return `value` with every spread tensor in it gathered; all processes must call it together.
 

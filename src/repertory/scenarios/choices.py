@@ -17,6 +17,9 @@ from repertory.training.build import build_learner, build_part
 from repertory.training.learner import Learner
 
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the data are, as a worker needs it to read them again.
@@ -73,10 +76,13 @@ def device_of(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name!r} is not there ({str(error).splitlines()[0]}); use cpu or auto") from error
-    return name
+        if name.partition(":")[0] in _DEVICES:
+            torch.empty(1, device=name)
+            return name
+    except (RuntimeError, AssertionError):
+        pass
+    there = ", ".join(["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+    raise UserError(f"--device {name!r} is not there; use auto, or what this machine has: {there}")
 
 
 def chosen_recipe(

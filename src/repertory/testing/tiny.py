@@ -41,8 +41,10 @@ class Tiny:
 
 
 TINY: dict[str, Tiny] = {
+    "ebv": Tiny(arguments={"classes": 3}),
     "poolformer": Tiny(in_shape=(3, 8, 8), negative={"layer_scale": "a start value of learned factors"}),
     "saf": Tiny(options={"start": 0, "lag": 1}),
+    "softtriple": Tiny(arguments={"outputs": 3, "dim": 3}, options={"dim": 3, "centers": 2, "scale": 4.0}),
     "repertory.algorithms.saf:MESA": Tiny(options={"start": 0}),
 }
 """Special arguments by slug; or by `module:name` for a further class of a module, which is then checked too."""
