@@ -126,8 +126,9 @@ def _decode_one(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]
         image = _in_mode(opened, "L" if channels == 1 else "RGB")
         if image.size != (width, height):
             scale = max(width / image.width, height / image.height)
-            cut_x = (image.width - width / scale) / 2
-            cut_y = (image.height - height / scale) / 2
+            # Rounding can leave the tight side a hair outside of the image.
+            cut_x = max(0.0, (image.width - width / scale) / 2)
+            cut_y = max(0.0, (image.height - height / scale) / 2)
             box = (cut_x, cut_y, image.width - cut_x, image.height - cut_y)
             image = image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
         pixels = np.asarray(image)

@@ -16,7 +16,6 @@ from repertory.scenarios.methods import Arm, parse_options
 from repertory.training.build import build_learner, build_part
 from repertory.training.learner import Learner
 
-
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
