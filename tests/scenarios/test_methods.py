@@ -125,7 +125,7 @@ def test_unknown_names_come_with_the_nearest_known(text: str, message: str) -> N
         ("softtriple+ebv", "softtriple and ebv both replace the head .* side by side instead: softtriple ebv"),
         ("gda-clip+softtriple", "gda-clip and softtriple both replace the head"),
         ("torch.optim:SGD+lion", "torch.optim:SGD and lion both replace the optimizer"),
-        ("lion+lion", "lion and lion both replace the optimizer"),
+        ("lion+lion", r"lion\+lion: lion is named twice; name it once"),
         ("softtriple+mypkg:Loss", "softtriple and mypkg:Loss both replace the criterion"),
     ],
 )
@@ -156,7 +156,6 @@ def test_a_class_of_ones_own_goes_where_it_belongs() -> None:
     ("text", "message"),
     [
         ("sam+esam", r"sam\+esam: sam and esam both own the slot 'ascent' .*use one of the two"),
-        ("saf+saf", r"saf is listed 2 times"),
         ("softtriple+ps-kd", r"SoftTripleLoss takes a hard target, but ps-kd gives a soft one"),
         ("esam:rho=-1", r"esam:rho=-1: rho=-1 is not allowed: rho must be a number, at least 0"),
         ("lion:lr=abc", r"lr='abc' is not allowed: lr must be a number"),

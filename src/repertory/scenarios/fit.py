@@ -215,6 +215,7 @@ def _begin(folder: Path, fingerprint: str) -> bool:
 def _fabric(device: str, devices: int, nodes: int, strategy: str) -> Any:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import ModelParallelStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     sharded = ModelParallelStrategy(_shard, data_parallel_size=devices * nodes, tensor_parallel_size=1)
     try:
@@ -224,7 +225,7 @@ def _fabric(device: str, devices: int, nodes: int, strategy: str) -> Any:
             num_nodes=nodes,
             strategy=sharded if strategy == "fsdp" else "ddp",
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"--devices {devices} --strategy {strategy} cannot be had on {device}: {error}") from error
     fabric.launch()
     return fabric
