@@ -114,7 +114,7 @@ def test_equations_become_code_and_code_stays() -> None:
     assert _math_as_code("a $x_1$ b `$HOME` c\n```bash\necho $A $B\n```") == (
         "a `x_1` b `$HOME` c\n```bash\necho $A $B\n```"
     )
-    assert _math_as_code("$$x\n=y$$").strip() == "```latex\nx\n=y\n```"
+    assert _math_as_code("$$x\n=y$$").strip() == "```\nx\n=y\n```"
     assert _math_as_code("from $5 to $ 6") == "from $5 to $ 6"
 
 

@@ -55,7 +55,7 @@ def _math_as_code(text: str) -> str:
         if match["code"]:
             return match["code"]
         if match["block"]:
-            return f"\n```latex\n{match['block'].strip()}\n```\n"
+            return f"\n```\n{match['block'].strip()}\n```\n"
         return f"`{' '.join(match['inline'].split())}`"
 
     return _CODE_OR_MATH.sub(replace, text)

@@ -43,7 +43,7 @@ def load_folder(path: Path, spec: str, image_size: int | None = None, skip_bad: 
     notes: list[str] = []
     found, others = _find(path, notes)
     if others:
-        notes.append(f"{_count(others, 'file')} that are not images or lie outside a class folder were ignored")
+        notes.append(f"{_count(others, 'file')} ignored: no image, or outside a class folder")
     classes = tuple(sorted({label for files in found.values() for label in files}))
     paths = [file for files in found.values() for label in classes for file in files[label]]
     targets = torch.tensor([k for files in found.values() for k, label in enumerate(classes) for _ in files[label]])
