@@ -205,3 +205,22 @@ def test_a_later_result_for_the_same_seed_replaces_the_earlier() -> None:
 def test_an_unknown_metric_is_named_with_those_there_are() -> None:
     with pytest.raises(OptionError, match=r"acc.*accuracy"):
         summarise([run("baseline", 0, 0.5)], metric="acc", higher_is_better=True)
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [(2, "cannot tell"), (4, "cannot tell"), (5, "helps")])
+def test_a_few_equal_differences_cannot_tell(seeds: int, expected: str) -> None:
+    runs = [run("baseline", s, 0.5) for s in range(seeds)] + [run("saf", s, 0.75) for s in range(seeds)]
+    row = rows_of(runs)["saf"]
+    assert row["verdict"] == expected
+    assert row["seeds_needed"] == 5
+
+
+def test_more_methods_need_more_seeds() -> None:
+    differences = [0.01, 0.03, 0.02, 0.05]
+    base = [run("baseline", s, 0.5) for s in range(4)]
+
+    def needed(methods: int) -> int:
+        arms = [run(f"m{k}", s, 0.5 + d) for k in range(methods) for s, d in enumerate(differences)]
+        return int(rows_of(base + arms)["m0"]["seeds_needed"])
+
+    assert needed(5) > needed(1)

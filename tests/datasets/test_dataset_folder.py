@@ -188,7 +188,7 @@ def test_other_files_are_ignored_and_said(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     (tmp_path / "__MACOSX").mkdir()
     data = load(str(tmp_path))
-    assert any(note.startswith("2 files that are not images") for note in data.notes)
+    assert any(note.startswith("2 files ignored: no image") for note in data.notes)
 
 
 def spoil(folder: Path) -> list[Path]:

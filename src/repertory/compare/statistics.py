@@ -250,9 +250,15 @@ def summarise(results: Sequence[Mapping[str, Any]], *, metric: str, higher_is_be
             row.update(
                 p=difference.p,
                 p_holm=p_holm,
-                seeds_needed=seeds_needed(difference.mean, difference.sd, alpha=ALPHA / tests),
+                seeds_needed=_wanted(difference, tests),
             )
     return rows
+
+
+def _wanted(difference: PairedDifference, tests: int) -> int | None:
+    """Seeds needed for one of several tests; a few equal differences are too few to know the spread from."""
+    needed = seeds_needed(difference.mean, difference.sd, alpha=ALPHA / tests)
+    return needed if needed is None or difference.sd else max(needed, _FEW)
 
 
 def _check_metric(results: Sequence[Mapping[str, Any]], metric: str) -> None:

@@ -52,6 +52,8 @@ class Method(nn.Module):
     def loss(self, state: State, inner: Inner) -> Tensor:
         """Evaluate the loss once.
 
+        A method that hands `inner` a changed copy of the state takes the output back: `state.output = copy.output`.
+
         Returns:
             `(batch,)` where the criterion gives a value an example, else 0-d; with gradient.
         """
