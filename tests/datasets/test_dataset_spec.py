@@ -82,9 +82,9 @@ def test_path_that_leads_nowhere_is_an_error(spec: str) -> None:
 
 
 def test_unread_ending_is_an_error_that_lists_those_that_are_read(tmp_path: Path) -> None:
-    (tmp_path / "book.xlsx").write_text("x")
-    with pytest.raises(DataError, match=r"\.xlsx are not read .*\.csv, \.tsv, \.parquet, \.npz"):
-        load(str(tmp_path / "book.xlsx"))
+    (tmp_path / "book.ods").write_text("x")
+    with pytest.raises(DataError, match=r"\.ods are not read .*\.csv, \.tsv, \.parquet, \.xlsx, \.npz"):
+        load(str(tmp_path / "book.ods"))
 
 
 @pytest.mark.parametrize(
