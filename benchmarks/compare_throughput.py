@@ -20,7 +20,8 @@ def seconds(jobs: int) -> float:
 
 def main() -> None:
     """Print the ratio."""
-    pairs = [(seconds(1), seconds(2)) for _ in range(3)]
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    pairs = [(seconds(1), seconds(2)) for _ in range(rounds)]
     one, two = (statistics.median(values) for values in zip(*pairs))
     print(f"| jobs | seconds |\n|---|---|\n| 1 | {one:.1f} |\n| 2 | {two:.1f} |")
     print(f"\nthroughput with 2 jobs: {statistics.median(a / b for a, b in pairs):.2f}x")

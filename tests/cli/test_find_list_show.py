@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,11 @@ def test_list_keeps_the_kind_asked_for(capsys: pytest.CaptureFixture[str]) -> No
     assert [method["slug"] for method in listed] == ["dash", "esam"]
 
 
-def test_show_prints_card_equations_and_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_renders_card_equations_and_use_in_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
     status, out, _ = run(capsys, "show", "esam")
     assert status == 0
     for text in (
@@ -97,8 +102,14 @@ def test_show_prints_card_equations_and_use(capsys: pytest.CaptureFixture[str]) 
         r"w_1 \leftarrow w_2",
         "from repertory.algorithms import ESAM",
     ):
-        assert text in out
-    assert "\x1b" not in out
+        assert text in re.sub(r"\x1b\[[0-9;]*m", "", out)
+
+
+def test_show_prints_markdown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "show", "esam")
+    assert status == 0
+    assert out.startswith("# ESAM: On esam\n")
+    assert "```python\nfrom repertory import Step\nfrom repertory.algorithms import ESAM\n" in out
 
 
 def test_show_in_json_has_card_sections_and_record(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from typing import Annotated
 
 import typer
@@ -12,11 +13,12 @@ from repertory.catalogue import get
 from repertory.catalogue.page import page
 
 _BARE_LINK = re.compile(r"<(https?://[^>]+)>")
+_LANGUAGE = re.compile(r"^```[a-z]+", re.MULTILINE)
+"""A code block's language is left out: to colour a line or two, its grammar would have to be imported."""
 _CODE_OR_MATH = re.compile(
     r"(?P<code>```.*?```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?!\s)(?P<inline>[^$]+?)(?<!\s)\$",
     re.DOTALL,
 )
-_WIDTH_IN_A_PIPE = 100
 
 
 def show(
@@ -39,13 +41,16 @@ def show(
             }
         )
         return
+    text = page(entry)
+    if not sys.stdout.isatty():
+        # The page is Markdown, which reads well as it is; rendering it takes longer than all the rest.
+        print(text)
+        return
     from rich.console import Console
     from rich.markdown import Markdown
 
-    console = Console()
-    width = console.width if console.is_terminal else _WIDTH_IN_A_PIPE
-    text = _BARE_LINK.sub(r"\1", _math_as_code(page(entry)))
-    Console(width=width).print(Markdown(text, hyperlinks=False))
+    plain = _LANGUAGE.sub("```", _BARE_LINK.sub(r"\1", _math_as_code(text)))
+    Console().print(Markdown(plain, hyperlinks=False))
 
 
 def _math_as_code(text: str) -> str:
