@@ -139,11 +139,19 @@ def die(job: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_worker_that_is_killed_loses_no_finished_run_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "run_job", die)
-    runs = execute.executor("local", 1)([{"key": "good"}, {"key": "bad"}], lambda key, share: None)
-    job, result = next(runs)
-    assert (job["key"], result["threads"]) == ("good", "1")
-    with pytest.raises(execute.WorkerDiedError, match=r"finished runs are kept: go on with --resume.*--jobs 1"):
-        next(runs)
+    with execute.executor("local", 1) as run:
+        runs = run([{"key": "good"}, {"key": "bad"}], lambda key, share: None)
+        job, result = next(runs)
+        assert (job["key"], result["threads"]) == ("good", "1")
+        with pytest.raises(execute.WorkerDiedError, match=r"finished runs are kept: go on with --resume.*--jobs 1"):
+            next(runs)
+
+
+def test_workers_stay_from_one_round_of_jobs_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "run_job", die)
+    with execute.executor("local", 1) as run:
+        pids = {result["pid"] for _ in range(2) for _, result in run([{"key": "good"}], lambda key, share: None)}
+    assert len(pids) == 1
 
 
 def test_a_pool_puts_the_environment_back_and_ends_its_workers_on_an_error() -> None:
@@ -162,4 +170,5 @@ def test_a_pool_puts_the_environment_back_and_ends_its_workers_on_an_error() -> 
 
 
 def test_no_jobs_start_no_process() -> None:
-    assert list(execute.executor("local", 2)([], lambda key, share: None)) == []
+    with execute.executor("local", 2) as run:
+        assert list(run([], lambda key, share: None)) == []

@@ -110,13 +110,12 @@ def compare(
     processes = jobs if jobs is not None else (1 if plan.settings["device"] != "cpu" else os.cpu_count() or 1)
     if processes < 1:
         raise UserError(f"jobs={jobs} must be at least 1")
-    run = executor(on, processes)
     folder = RunFolder.find(plan, out, resume)
     if budget == "seconds" and folder.saved_fingerprint() is not None:
         # Measured anew it would differ a little; all runs must get what the first ones got.
         plan = dataclasses.replace(plan, budget=Budget(**folder.budget()))
-    folder.begin(plan)
-    with _resumable(folder):
+    with _resumable(folder), executor(on, processes) as run:
+        folder.begin(plan)
         return _run(plan, folder, run, tune, command or _call(methods, data), watch)
 
 

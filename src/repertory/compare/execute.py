@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import queue as queues
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
@@ -31,41 +32,51 @@ class Execute(Protocol):
         ...
 
 
-def executor(place: str, processes: int) -> Execute:
-    """Return the executor of that name.
+@contextlib.contextmanager
+def executor(place: str, processes: int) -> Iterator[Execute]:
+    """Yield the executor of that name; its workers start with the first jobs and end with the block.
 
     Args:
         place: "local" or "ray".
-        processes: worker processes, for "local".
+        processes: worker processes at the most, for "local".
 
     Raises:
         UserError: if Ray is asked for and not installed.
     """
     check_choice("on", place, PLACES)
     if place == "ray":
-        return _on_ray()
-    return lambda jobs, on_progress: _locally(jobs, on_progress, processes)
-
-
-def _locally(jobs: Sequence[Job], on_progress: Callable[[str, float], None], processes: int) -> Ended:
-    if not jobs:
+        yield _on_ray()
         return
-    messages = multiprocessing.get_context("spawn").Queue()
-    with worker_pool(min(processes, len(jobs)), queue=messages) as pool:
+    with contextlib.ExitStack() as stack:
+        messages = multiprocessing.get_context("spawn").Queue()
+        pools: list[ProcessPoolExecutor] = []
+
+        def run(jobs: Sequence[Job], on_progress: Callable[[str, float], None]) -> Ended:
+            if jobs and not pools:
+                pools.append(stack.enter_context(worker_pool(processes, queue=messages)))
+            if jobs:
+                yield from _locally(pools[0], messages, jobs, on_progress)
+
+        yield run
+
+
+def _locally(
+    pool: ProcessPoolExecutor, messages: Any, jobs: Sequence[Job], on_progress: Callable[[str, float], None]
+) -> Ended:
+    try:
         running: dict[Future[Result], Job] = {pool.submit(run_job, job): job for job in jobs}
-        try:
-            while running:
-                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                for key, share in _drain(messages):
-                    on_progress(key, share)
-                # Finished runs first: when a worker was killed, none of them is lost.
-                for future in sorted(done, key=lambda ended: ended.exception() is not None):
-                    yield running.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise WorkerDiedError(
-                "a worker process was killed (often for want of memory); finished runs are kept: go on with --resume, "
-                "perhaps with --jobs 1"
-            ) from error
+        while running:
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for key, share in _drain(messages):
+                on_progress(key, share)
+            # Finished runs first: when a worker was killed, none of them is lost.
+            for future in sorted(done, key=lambda ended: ended.exception() is not None):
+                yield running.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise WorkerDiedError(
+            "a worker process was killed (often for want of memory); finished runs are kept: go on with --resume, "
+            "perhaps with --jobs 1"
+        ) from error
 
 
 def _drain(messages: Any) -> Iterator[tuple[str, float]]:
