@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,7 +141,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Part):
         return value.to_dict()
     return [part.to_dict() for part in value] if isinstance(value, tuple) else value
-
-
-Edit = Callable[..., Recipe]
-"""What a method's module offers: `edit(recipe, **options) -> Recipe`."""

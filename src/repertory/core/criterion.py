@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -40,16 +39,10 @@ def per_example(criterion: Callable[..., Any]) -> Callable[..., Any]:
 def reduce_to_examples(values: Tensor, size: int) -> Tensor:
     """Average per-element values `(batch, ...)` to `(batch,)`; a 0-d value stays.
 
+    >>> import torch
     >>> reduce_to_examples(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), 2)
     tensor([2., 6.])
     """
     if values.ndim > 1 and len(values) == size:
         return values.flatten(1).mean(1)
     return values
-
-
-def accepts_soft_targets(criterion: object) -> bool:
-    """Whether the criterion takes class probabilities as targets."""
-    if isinstance(criterion, nn.CrossEntropyLoss) or criterion is torch.nn.functional.cross_entropy:
-        return True
-    return getattr(criterion, "takes", {}).get("target") != "hard"
