@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import readme_commands
 
 import repertory
 from repertory.catalogue import FOLDERS, Entry, entries
+from repertory.compare.claim import load_claim
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -22,6 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 METHODS = {slug for slug, entry in entries().items() if not entry.card.baseline}
 """Reference methods are here for the claims of others and need none of their own."""
 LONGEST = 400
+WRITTEN = ("claim", "paper", "experiment", "verdict")
 
 
 def stems(folder: str, pattern: str) -> set[str]:
@@ -118,3 +121,15 @@ def test_every_dependency_is_justified() -> None:
     names = {re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0] for line in wanted} - {"repertory"}
     justified = re.findall(r"^\| `([^`]+)` \|", read(ROOT / "docs" / "dependencies.md"), re.MULTILINE)
     assert set(justified) == names
+
+
+@pytest.mark.parametrize("slug", sorted(stems("claims", "*.py")))
+def test_a_claims_record_is_of_the_claim_as_it_stands(slug: str) -> None:
+    """Prose, seeds and statements are those the record was made with, and its verdicts follow from its values."""
+    claim = load_claim(ROOT / "claims" / f"{slug}.py")
+    record = json.loads(read(ROOT / "claims" / f"{slug}.json"))
+    made = claim.judge(record["values"])
+    assert record["seeds"] == claim.seeds
+    assert {name: record[name] for name in WRITTEN} == {name: made[name] for name in WRITTEN}
+    for now, then in zip(made["statements"], record["statements"], strict=True):
+        assert now == {name: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for name, v in then.items()}
