@@ -11,6 +11,9 @@ import sys
 import tempfile
 from typing import Any
 
+import torch
+from torch.optim.optimizer import Optimizer, ParamsT
+
 import repertory
 
 TASKS = ("digits", "digits?noise=0.2", "mnist1d", "diabetes")
@@ -25,6 +28,9 @@ OPTIMIZERS = {
     "Adamax": "torch.optim:Adamax:weight_decay=0.0",
     "Adadelta": "torch.optim:Adadelta:lr=1.0,weight_decay=0.0",
     "ASGD": "torch.optim:ASGD:lr=0.1,weight_decay=0.0",
+    "Rprop": "torch.optim:Rprop:lr=1e-3",
+    "LBFGS": "torch.optim:LBFGS:lr=1.0,max_iter=4,history_size=10,line_search_fn=strong_wolfe",
+    "Muon, and AdamW for what is no matrix": "optimizers:MuonAndAdamW",
     "`lion`": "lion",
     "`stable-spam`": "stable-spam",
     "`fira`": "fira",
@@ -35,8 +41,35 @@ OPTIMIZERS = {
 }
 """By name in the table, what `compare` is given; the baseline is AdamW.
 
-Of torch's, those that take batches, dense gradients and every parameter: not Rprop, LBFGS, SparseAdam and Muon.
+All of torch's but SparseAdam, which takes sparse gradients only.
 """
+
+
+class MuonAndAdamW(Optimizer):
+    """Muon on matrices, which is all that it takes, and AdamW on every other parameter.
+
+    Args:
+        params: parameters or groups of them.
+        lr: of both; Muon's update is scaled to the size of AdamW's.
+        weight_decay: of both.
+    """
+
+    def __init__(self, params: ParamsT, lr: float = 1e-3, weight_decay: float = 0.01) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        held = [p for group in self.param_groups for p in group["params"]]
+        parts = {True: [p for p in held if p.ndim == 2], False: [p for p in held if p.ndim != 2]}
+        self._parts: list[Optimizer] = [torch.optim.AdamW(parts[False], lr)] if parts[False] else []
+        if parts[True]:
+            self._parts.append(torch.optim.Muon(parts[True], lr, adjust_lr_fn="match_rms_adamw"))
+
+    def step(self, closure: Any = None) -> Any:
+        """Make a step of both, with the learning rate and weight decay of the first group."""
+        loss = None if closure is None else closure()
+        for part in self._parts:
+            for group in part.param_groups:
+                group.update({name: self.param_groups[0][name] for name in ("lr", "weight_decay")})
+            part.step()
+        return loss
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from repertory import Method, Step
-from repertory.core.state import Run
+from repertory.core.method import Inner
+from repertory.core.state import Run, State
 from repertory.errors import ConflictError, OptionError, UserError
 
 
@@ -360,3 +361,47 @@ def test_the_batch_size_that_a_method_asks_for_is_saved() -> None:
     older = first.state_dict()
     del older["run"]["batch_size"]
     second.load_state_dict(older)
+
+
+def test_an_optimizer_that_needs_a_closure_gets_one() -> None:
+    model, ours = network(), network()
+    settings = {"lr": 0.5, "max_iter": 4, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS(model.parameters(), **settings)
+    step = Step(ours, functools.partial(torch.optim.LBFGS, **settings), nn.CrossEntropyLoss(), clip_norm=0.5)
+    calls = 0
+    for inputs, targets in batches(2):
+
+        def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+            nonlocal calls
+            calls += 1
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(inputs), targets)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            return loss
+
+        expected = optimizer.step(closure)
+        torch.testing.assert_close(step((inputs, targets)), expected.detach())
+    torch.testing.assert_close(list(ours.parameters()), list(model.parameters()))
+    assert step.run.counts.forward == step.run.counts.backward == 6 * calls
+    assert step.run.counts.steps == 2
+
+
+def test_a_method_sees_the_further_evaluations_of_such_an_optimizer() -> None:
+    seen: list[int] = []
+
+    class Watching(Method):
+        slug = "watching"
+
+        def loss(self, state: State, inner: Inner) -> Tensor:
+            seen.append(state.evaluation)
+            return inner(state)
+
+    make = functools.partial(torch.optim.LBFGS, max_iter=3)
+    Step(network(), make, nn.CrossEntropyLoss(), [Watching()])(batches(1)[0])
+    assert seen == [0, 1, 2]
+
+
+def test_loss_scaling_and_a_closure_do_not_go_together() -> None:
+    with pytest.raises(ConflictError, match=r"LBFGS evaluates the loss several times a step.*precision='bf16'"):
+        Step(network(), torch.optim.LBFGS, nn.CrossEntropyLoss(), precision="fp16")

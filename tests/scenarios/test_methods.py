@@ -94,6 +94,13 @@ def test_each_kind_of_method_fills_its_slot() -> None:
     assert BASE.methods == ()
 
 
+def test_an_optimizer_that_is_named_gets_those_of_the_baselines_options_that_it_takes() -> None:
+    edited = arm("torch.optim:LBFGS:lr=1", BASE, "classification", "supervised").recipe
+    assert edited.optimizer.options == {"lr": 1}
+    edited = arm("torch.optim:SGD:momentum=0.9", BASE, "classification", "supervised").recipe
+    assert edited.optimizer.options == {**BASE.optimizer.options, "momentum": 0.9}
+
+
 def test_order_of_methods_is_the_order_typed() -> None:
     edited = arm("ps-kd+esam+saf", BASE, "classification", "supervised").recipe
     assert [part.slug for part in edited.methods] == ["ps-kd", "esam", "saf"]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from repertory.core.conflicts import check_methods
-from repertory.core.criterion import per_example, reduce_to_examples
 from repertory.core.distributed import sum_over_processes
+from repertory.core.evaluation import Evaluation, needs_closure
 from repertory.core.gradients import example_gradients, noted
 from repertory.core.groups import parameter_groups
 from repertory.core.method import Inner, Method
@@ -95,11 +95,17 @@ class Step:
         for method in self.methods:
             method.to(self.run.device)
             method.setup(self.run)
-        self._evaluation = _Evaluation(self.run, self.methods, self.precision)
+        self._evaluation = Evaluation(self.run, self.methods, self.precision)
         self.run._example_gradients = functools.partial(example_gradients, self._evaluation)
         # Sharding puts other parameters in place of the network's, so the optimizer comes after it.
         self._wrapped: Any = self._evaluation if fabric is None else fabric.setup_module(self._evaluation)
         self.optimizer = self._optimizer(optimizer)
+        self._searches = needs_closure(self.optimizer)
+        if self._searches and self.precision.dtype is torch.float16:
+            raise ConflictError(
+                f"{type(self.optimizer).__name__} evaluates the loss several times a step, which fp16's loss scaling "
+                "does not allow; use precision='bf16' or '32'"
+            )
         if fabric is not None:
             self.optimizer = fabric.setup_optimizers(self.optimizer)
         self.run.optimizer = self.optimizer
@@ -351,43 +357,30 @@ class Step:
         return float(total) / self.run.world_size
 
     def _update(self, state: State) -> Tensor:
+        if self._searches:
+            return self._search(state)
         loss = self._gradient_call(state)
         if self.precision.take_step():
-            if self.clip_norm is not None:
-                if self.fabric is None:
-                    nn.utils.clip_grad_norm_(self.run.parameters, self.clip_norm)
-                else:
-                    self.fabric.clip_gradients(
-                        self._wrapped, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
-                    )
+            self._clip()
             self.optimizer.step()
         return loss
 
+    def _search(self, state: State) -> Tensor:
+        """Update with an optimizer that evaluates the loss as often as it likes, at weights of its choice."""
+        losses: list[Tensor] = []
 
-class _Evaluation(nn.Module):
-    """The loss call as one module, so that wrappers for several devices see every parameter in one forward."""
+        def closure() -> Tensor:
+            losses.append(self._gradient_call(state.replace(evaluation=state.evaluation + len(losses))))
+            self._clip()
+            return losses[-1]
 
-    def __init__(self, run: Run, methods: Sequence[Method], precision: Precision) -> None:
-        super().__init__()
-        self.model = run.model
-        self.criterion = run.criterion if isinstance(run.criterion, nn.Module) else None
-        self.methods = nn.ModuleDict({method.slug.replace(".", "-"): method for method in methods})
-        self._criterion = (per_example(run.criterion),)
-        self._precision = precision
-        inner: Inner = self._base
-        for method in reversed(list(methods)):
-            if method.wraps("loss"):
-                inner = functools.partial(method.loss, inner=inner)
-        self._call = inner
+        self.optimizer.step(closure)
+        return losses[0]
 
-    def forward(self, state: State) -> Tensor:
-        if self._precision.dtype is None:
-            return self._call(state)
-        with self._precision.autocast(state.run.device):
-            return self._call(state)
-
-    def _base(self, state: State) -> Tensor:
-        output = self.model(state.batch["input"])
-        state.output = output
-        values = self._criterion[0](output, state.batch.get("target"))
-        return reduce_to_examples(values, batch_size(state.batch))
+    def _clip(self) -> None:
+        if self.clip_norm is None:
+            return
+        if self.fabric is None:
+            nn.utils.clip_grad_norm_(self.run.parameters, self.clip_norm)
+        else:
+            self.fabric.clip_gradients(self._wrapped, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False)

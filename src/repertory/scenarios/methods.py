@@ -148,7 +148,9 @@ def _foreign(path: str, options: Mapping[str, Any], recipe: Recipe) -> tuple[str
         part = Part(path, dict(options), found.slug or path)
         edited = recipe.add("methods", part)
     elif issubclass(found, torch.optim.Optimizer):
-        part = Part(path, {**recipe.optimizer.options, **options}, path)
+        takes = inspect.signature(found).parameters
+        kept = {name: value for name, value in recipe.optimizer.options.items() if name in takes}
+        part = Part(path, {**kept, **options}, path)
         edited = recipe.replace(optimizer=part)
     elif issubclass(found, nn.Module):
         part = Part(path, dict(options), path)
