@@ -374,7 +374,7 @@ class Step:
             self._clip()
             return losses[-1]
 
-        self.optimizer.step(closure)
+        self.optimizer.step(closure)  # type: ignore[arg-type]
         return losses[0]
 
     def _clip(self) -> None:
