@@ -43,11 +43,13 @@ class Card:
         problems: what a user would say they have ("label noise", "flat minima"), most typical first.
         defaults: the published defaults; a test compares them with the signature of `entry`.
         scenarios: names of the scenarios the method plays in.
-        needs: what it asks of the data or the run: "index", "epochs", "classes", "per_example_loss", "stream:NAME"; of
-            an instrument "data", where it cannot do without.
+        needs: what it asks of the data or the run: "index", "epochs", "classes", "per_example_loss", "views",
+            "stream:NAME"; of an instrument "data", where it cannot do without.
         neutral: options at which the method equals the baseline exactly, or None where no such setting exists.
         owns: slots of the recipe of which there is one ("head"), beside those that `edit` visibly replaces.
         search: range of an option for tuning, `{"rho": (0.01, 0.5)}`; drawn evenly on a logarithmic scale.
+        across_batch: True where the loss of an example depends on the others of its batch, so that micro-batches are no
+            substitute for a batch.
         tags: further words to find it by.
         baseline: True for a reference method that is here because claims are measured against it.
     """
@@ -68,6 +70,7 @@ class Card:
     neutral: Mapping[str, Any] | None = None
     owns: tuple[str, ...] = ()
     search: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    across_batch: bool = False
     tags: tuple[str, ...] = ()
     baseline: bool = False
 

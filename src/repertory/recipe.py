@@ -114,6 +114,7 @@ class Recipe:
             asks for it.
         methods: `core.Method`s, outermost first.
         curation: choose training examples before training.
+        sampler: decides the order of the examples in an epoch; None for a random one.
         after: what is done to the trained model: transforms, closed-form heads on its features.
         schedule: learning-rate schedule over the budget: "cosine" or "constant".
         warmup: share of the budget over which the learning rate rises linearly.
@@ -139,6 +140,7 @@ class Recipe:
     accumulate: int = 1
     clip_norm: float | None = None
     augment: str = "none"
+    sampler: Part | None = None
     train_share: float = 1.0
 
     def replace(self, **slots: Any) -> Recipe:

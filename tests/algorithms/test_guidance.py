@@ -14,7 +14,7 @@ from repertory import Step
 from repertory.algorithms import SAM, Guidance
 from repertory.algorithms.guidance import layer_alignment, linear_cka, match_by_depth
 from repertory.algorithms.guidance.guide import guide_part
-from repertory.algorithms.guidance.layers import LayerOutputs
+from repertory.core.activations import LayerOutputs
 from repertory.errors import DataError, OptionError, UserError
 from repertory.testing.assembly import through_a_file
 

@@ -11,7 +11,7 @@ from repertory import catalogue
 from repertory.card import Card
 from repertory.core.randomness import derived_seed
 from repertory.recipe import Part, Recipe
-from repertory.scenarios.methods import Arm
+from repertory.scenarios.methods import Arm, parts_of
 
 _LR_RANGE = (0.1, 10.0)
 """Factor on the recipe's own learning rate that is searched for every arm."""
@@ -105,16 +105,9 @@ def _as_given(arm: Arm, space: dict[str, tuple[float, float]]) -> dict[str, floa
     for name, (low, high) in space.items():
         slug, dot, option = name.partition(".")
         if dot:
-            parts = [part for part in _tunable(arm.recipe) if part.slug == slug]
+            parts = [part for part in parts_of(arm.recipe) if part.slug == slug]
             values = [part.options[option] for part in parts if option in part.options]
             value = values[0] if values else known[slug].card.defaults.get(option, low)
             # An option that the method sets by itself starts in the middle.
             given[name] = math.sqrt(low * high) if value is None else min(max(float(value), low), high)
     return given
-
-
-def _tunable(recipe: Recipe) -> list[Part]:
-    return [
-        recipe.model, recipe.criterion, recipe.optimizer,
-        *recipe.surgery, *recipe.methods, *recipe.curation, *recipe.after,
-    ]  # fmt: skip

@@ -59,7 +59,7 @@ def check_methods(
 
 def need_of_batch(need: str) -> bool:
     """Whether a need can only be seen in the first batch."""
-    return need in ("index", "per_example_loss")
+    return need in ("index", "views", "per_example_loss")
 
 
 def _words(needs: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -46,3 +48,51 @@ def sum_over_processes(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Return the rows of all processes, in order of rank, through which gradients flow back to where they came from.
+
+    For losses that compare the examples of the whole batch: each process takes the mean over its own examples against
+    the gathered ones. With gradients averaged over processes, as DDP does, that is the update of one process with the
+    whole batch, where the processes have equally many rows.
+
+    Args:
+        rows: `(n, ...)`; n may differ between processes, the other sizes may not.
+
+    Returns:
+        `(sum of n, ...)`; the tensor itself when there is one process.
+    """
+    if world_size() == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+def own_rows(count: int) -> slice:
+    """Return where this process's rows stand among those of all processes.
+
+    Args:
+        count: number of this process's rows.
+
+    >>> own_rows(4)
+    slice(0, 4, None)
+    """
+    if world_size() == 1:
+        return slice(0, count)
+    counts = gather_rows(torch.tensor([count]))
+    start = int(counts[: rank()].sum())
+    return slice(start, start + count)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        counts = gather_rows(torch.tensor([len(rows)], device=rows.device))
+        start = int(counts[: rank()].sum())
+        ctx.own = slice(start, start + len(rows))
+        return gather_rows(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_over_processes(gradient.contiguous())[ctx.own]

@@ -22,7 +22,7 @@ class Method(nn.Module):
     Attributes:
         slug: the name under which the method's state is saved; one method of a slug a step.
         needs: what it asks for: "index" (positions in the training set, in every batch), "epochs" (how many passes are
-            planned), "classes", "per_example_loss", "stream:NAME".
+            planned), "classes", "per_example_loss", "views" (two changed versions of the inputs), "stream:NAME".
         owns: slots of which one step has only one: "target", "update", "batch_size", "forward", "ascent".
         takes: what it expects of the batch as it reaches the method, such as `{"target": "hard"}`.
         gives: what the batch is after it.

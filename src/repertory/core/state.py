@@ -50,6 +50,8 @@ class Run:
         sharded: whether each process holds only a part of every parameter.
         batch_size: examples a step, over all processes, that a method asks for from the next step on; None leaves it to
             the loader. `repertory.training.train` follows it, a loop of your own may.
+        sampler: decides the order of the examples from the next epoch on, in place of a random one: called with rows,
+            their targets and a generator, returns rows; None leaves it to the loader.
         micro_batch: most examples a process may differentiate at once; larger batches are split. None sets no limit.
         optimizer: what updates the weights, from the first step on; a method that changes a learning rate sets
             `initial_lr` in its groups too where they have one, which schedules start from.
@@ -78,6 +80,7 @@ class Run:
         self.seed = seed
         self.sharded = False
         self.batch_size: int | None = None
+        self.sampler: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
         self.micro_batch: int | None = None
         self._generators: dict[str, torch.Generator] = {}
         self._losses: Callable[[State], Tensor] | None = None
@@ -141,7 +144,8 @@ class State:
     Args:
         run: what lasts.
         batch: a mapping with `input`, `target`, and where the data has it `index` (position of each example in the
-            training set, int64), `views`, or a mapping a stream under the stream's name.
+            training set, int64), `views` (a list of further versions of the inputs), or a mapping a stream under the
+            stream's name.
         evaluation: 0 for the first pass of a step; methods that record, record only there.
         output: the network's output `(batch, ...)`, set by the innermost loss.
         microgradients: called after each micro-batch's backward pass with its state and the gradient of its mean loss,

@@ -280,6 +280,12 @@ class Step:
                     f"{method.slug} needs 'index', the position of each example in the training set; the batch has "
                     f"{', '.join(sorted(entries))}; yield (input, target, index), or use repertory.training.BatchLoader"
                 )
+            if "views" in method.needs and "views" not in entries:
+                raise ConflictError(
+                    f"{method.slug} needs 'views', two randomly changed versions of the inputs; the batch has "
+                    f"{', '.join(sorted(entries))}; yield a mapping with 'views': [first, second], or use "
+                    "repertory.training.BatchLoader(..., views=2)"
+                )
         self._checked = True
 
     def _count_epoch(self, entries: Mapping[str, Any]) -> None:

@@ -78,6 +78,13 @@ class ExampleTable(nn.Module):
         inside = index.to(self._known.device).clamp(max=len(self._known) - 1)
         return self._known[inside].to(index.device) & (index < len(self._known))
 
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Return the positions that were written `(n,)`, ascending, and their rows `(n, ...)` as they are stored."""
+        if self.rows is None or self._known is None:
+            return torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
+        places = self._known.nonzero().flatten()
+        return places, self.rows[places]
+
     def get_extra_state(self) -> dict[str, Any]:
         """Return the table's content, for the state dict."""
         return {"rows": self.rows, "known": self._known}

@@ -127,6 +127,7 @@ class Bench:
         if share <= 0:
             return model
         recipe, fabric = self.recipe, self._fabric
+        methods = [part.build() for part in recipe.methods]
         loader = BatchLoader(
             self.splits.train.inputs,
             self._targets(self.splits.train),
@@ -136,8 +137,9 @@ class Bench:
             normaliser=self.splits.normaliser,
             augment=recipe.augment,
             rows=self._rows if rows is None else rows,
+            sampler=None if recipe.sampler is None else recipe.sampler.build(),
+            views=2 if any("views" in method.needs for method in methods) else 0,
         )
-        methods = [part.build() for part in recipe.methods]
         step = Step(
             model.network,
             functools.partial(self._optimizer, lr_scale, weight_decay_scale),

@@ -13,7 +13,7 @@ from repertory import catalogue
 from repertory.errors import ConflictError, OptionError, UserError, nearest
 from repertory.recipe import Part, Recipe, locate, parse_options
 
-_SLOTS = ("model", "criterion", "optimizer")
+_SLOTS = ("model", "criterion", "optimizer", "sampler")
 """Slots that hold one part, so that two methods cannot both fill them."""
 
 
@@ -166,6 +166,7 @@ def parts_of(recipe: Recipe) -> list[Part]:
     return [
         recipe.model, recipe.criterion, recipe.optimizer,
         *recipe.surgery, *recipe.methods, *recipe.curation, *recipe.after,
+        *([] if recipe.sampler is None else [recipe.sampler]),
     ]  # fmt: skip
 
 

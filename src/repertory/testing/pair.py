@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import functools
 import importlib
+import itertools
 import json
 import os
 import select
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from repertory.core.state import split
 from repertory.testing.assembly import build_step, run_steps, weights
 from repertory.testing.check import CheckFailure, NotApplicable
 from repertory.testing.subject import Subject
@@ -115,7 +117,8 @@ def pair() -> Pair:
 
 
 def _half(rank: int, entries: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.chunk(2)[rank] for name, value in entries.items()}
+    halves = split({**entries}, 2)
+    return next(itertools.islice(halves, rank, None))
 
 
 def _serve(folder: Path, rank: int, requests: Any, replies: int) -> None:

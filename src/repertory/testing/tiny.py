@@ -63,7 +63,6 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {
         "two_processes_equal_one": "each process selects examples within its own share of the batch",
     },
     "guidance": {
-        "accumulate_equals_one_batch": "the examples of a micro-batch are compared with each other only",
         "two_processes_equal_one": "the examples of a process are compared with each other only",
     },
 }
@@ -97,12 +96,15 @@ def problem(in_shape: tuple[int, ...] = (6,)) -> dict[str, Tensor]:
     return {"input": means[target] + noise / 2, "target": target, "index": torch.arange(EXAMPLES)}
 
 
-def batch(number: int, in_shape: tuple[int, ...] = (6,)) -> dict[str, Tensor]:
+def batch(number: int, in_shape: tuple[int, ...] = (6,)) -> dict[str, Any]:
     """Return the batch of a step of the run; each pass over the examples has an order of its own."""
     epoch, place = divmod(number, EXAMPLES // BATCH)
     order = torch.randperm(EXAMPLES, generator=generator_for(epoch, "tiny order"))
     rows = order[place * BATCH : (place + 1) * BATCH]
-    return {name: values[rows] for name, values in problem(in_shape).items()}
+    made: dict[str, Any] = {name: values[rows] for name, values in problem(in_shape).items()}
+    generator = generator_for(number, "tiny views")
+    made["views"] = [made["input"] + torch.randn(made["input"].shape, generator=generator) / 10 for _ in range(2)]
+    return made
 
 
 class TinyStream:

@@ -38,6 +38,19 @@ def flip_shift(images: Tensor, generator: torch.Generator) -> Tensor:
     return shift(torch.where(mirrored[:, None, None, None], images.flip(3), images), generator)
 
 
+def random_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a version of normalised inputs to compare with another one of them: images moved a little, all with noise.
+
+    The noise has a standard deviation of 0.1, in units of the inputs' own.
+
+    Args:
+        inputs: `(batch, ...)` floats.
+        generator: CPU generator of the draws.
+    """
+    moved = shift(inputs, generator) if inputs.ndim == 4 else inputs
+    return moved + 0.1 * torch.randn(inputs.shape, generator=generator).to(inputs)
+
+
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor] | None] = {
     "none": None,
     "shift": shift,

@@ -12,7 +12,11 @@ from torch import Tensor
 from repertory.core.distributed import rank, world_size
 from repertory.core.randomness import generator_for
 from repertory.errors import DataError, OptionError, check_choice, check_number
-from repertory.training.augment import AUGMENTATIONS
+from repertory.training.augment import AUGMENTATIONS, random_view
+
+Sampler = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""Decides the order of an epoch: takes the rows that may be used `(n,)`, their targets `(n, ...)` and a generator, and
+returns rows in the order in which batches are cut from them; a row may come several times or not at all."""
 
 _KEPT = 2**28
 """Inputs whose normalised float form takes up to this many bytes are normalised once, larger ones batch by batch."""
@@ -35,6 +39,9 @@ class BatchLoader:
         normaliser: applied to inputs; None leaves them as they are.
         augment: "none", "shift" or "flip-shift" (images).
         rows: use only these examples `(n,)`; `index` still counts positions in the whole of `inputs`.
+        sampler: decides the order of each epoch in place of a random one; may be set anew at any time, for the epochs
+            that begin after it.
+        views: further versions of each input, under `views`: randomly changed, each by a draw of its own.
 
     >>> loader = BatchLoader(torch.arange(5.0), torch.zeros(5), batch_size=2, shuffle=False)
     >>> [batch["index"].tolist() for batch in loader]
@@ -53,6 +60,8 @@ class BatchLoader:
         normaliser: Callable[[Tensor], Tensor] | None = None,
         augment: str = "none",
         rows: Tensor | None = None,
+        sampler: Sampler | None = None,
+        views: int = 0,
     ) -> None:
         check_number("batch_size", batch_size, minimum=1, integer=True)
         check_choice("augment", augment, AUGMENTATIONS)
@@ -67,6 +76,9 @@ class BatchLoader:
         self._name = name
         self._shuffle = shuffle
         self._augment = AUGMENTATIONS[augment]
+        self._views = views
+        self.sampler = sampler
+        self._order = self._rows
         self.batch_size = batch_size
         if len(self._rows) // math.ceil(len(self._rows) / batch_size) < world_size():
             raise _too_small(batch_size)
@@ -81,19 +93,21 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the rest of the current epoch; the next call goes on with the next one."""
-        order = self._rows
-        if self._shuffle:
-            generator = generator_for(self._seed, f"{self._name}/{self.epoch}")
-            order = order[torch.randperm(len(order), generator=generator)]
+        if self.sampler is None or not self.position:
+            self._order = self._ordered()
         size, own = world_size(), rank()
         while self.position < len(self):
-            index = order[self._bounds(self.position)]
+            index = self._order[self._bounds(self.position)]
             if size > 1:
                 index = index[own::size]
             self.position += 1
-            yield {"input": self._take(index), "target": self._targets[index], "index": index}
+            batch: dict[str, Any] = {"input": self._take(index), "target": self._targets[index], "index": index}
+            if self._views:
+                batch["views"] = [self._view(index, number) for number in range(self._views)]
+            yield batch
         self.epoch += 1
         self.position = self._cut_at = self._cut_from = 0
+        self._order = self._rows
 
     def resize(self, batch_size: int) -> None:
         """Change the batch size from the next batch on; what is left of the epoch is cut anew in nearly equal batches.
@@ -128,6 +142,8 @@ class BatchLoader:
             "batch_size": self.batch_size,
             "resized": self._resized,
             "cut": [self._cut_at, self._cut_from],
+            # A random order is drawn again; what a sampler decided may depend on what it has seen since.
+            "order": self._order if self.sampler is not None and self.position else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -137,10 +153,25 @@ class BatchLoader:
         self.batch_size = state.get("batch_size", self.batch_size)
         self._resized = state.get("resized", False)
         self._cut_at, self._cut_from = state.get("cut", (0, 0))
+        order = state.get("order")
+        self._order = self._rows if order is None else order
+        if order is None and self.position:
+            self._order = self._ordered()
+
+    def _ordered(self) -> Tensor:
+        if not self._shuffle:
+            return self._rows
+        generator = generator_for(self._seed, f"{self._name}/{self.epoch}")
+        if self.sampler is None:
+            return self._rows[torch.randperm(len(self._rows), generator=generator)]
+        order = self.sampler(self._rows, self._targets[self._rows], generator)
+        if not len(order):
+            raise DataError(f"{type(self.sampler).__name__} left no example for an epoch; choose another sampler")
+        return order
 
     def _left(self) -> int:
         """Number of batches from the last cut to the end of the epoch."""
-        examples = len(self._rows) - self._cut_from
+        examples = len(self._order) - self._cut_from
         count = math.ceil(examples / self.batch_size)
         if not self._resized or not examples:
             return count
@@ -148,20 +179,26 @@ class BatchLoader:
 
     def _bounds(self, position: int) -> slice:
         """Where in the epoch's order a batch from the last cut on is; the larger batches come first."""
-        examples, count, number = len(self._rows) - self._cut_from, self._left(), position - self._cut_at
+        examples, count, number = len(self._order) - self._cut_from, self._left(), position - self._cut_at
         size, larger = divmod(examples, count)
         start = self._cut_from + number * size + min(number, larger)
         return slice(start, start + size + (number < larger))
 
     def _take(self, index: Tensor) -> Tensor:
+        inputs = self._read(index)
+        return inputs if self._augment is None else self._augment(inputs, self._generator("augment"))
+
+    def _view(self, index: Tensor, number: int) -> Tensor:
+        inputs, generator = self._read(index), self._generator(f"view {number}")
+        return random_view(inputs if self._augment is None else self._augment(inputs, generator), generator)
+
+    def _read(self, index: Tensor) -> Tensor:
         inputs = self._inputs[index]
-        if self._normaliser is not None and not self._small:
-            inputs = self._normaliser(inputs)
-        if self._augment is not None:
-            # The draw depends on the place in the run only, so that a resumed run draws the same.
-            generator = generator_for(self._seed, f"{self._name}/augment/{self.epoch}/{self.position}/{rank()}")
-            inputs = self._augment(inputs, generator)
-        return inputs
+        return self._normaliser(inputs) if self._normaliser is not None and not self._small else inputs
+
+    def _generator(self, name: str) -> torch.Generator:
+        # The draw depends on the place in the run only, so that a resumed run draws the same.
+        return generator_for(self._seed, f"{self._name}/{name}/{self.epoch}/{self.position}/{rank()}")
 
 
 def _too_small(batch_size: int) -> OptionError:

@@ -52,7 +52,8 @@ def train(
 ) -> dict[str, Any]:
     """Make steps until the budget is spent.
 
-    A method that asks for another batch size (`run.batch_size`) gets it from the next step on.
+    A method that asks for another batch size (`run.batch_size`) gets it from the next step on, and one that asks for
+    another order of the examples (`run.sampler`) from the next epoch on.
 
     Args:
         step: the step; its network is put in training mode at the start of every epoch.
@@ -122,3 +123,5 @@ def train(
 def _follow(run: Run, loader: BatchLoader) -> None:
     if run.batch_size is not None and run.batch_size != loader.batch_size:
         loader.resize(run.batch_size)
+    if run.sampler is not None:
+        loader.sampler = run.sampler

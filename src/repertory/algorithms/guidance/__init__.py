@@ -63,8 +63,8 @@ from repertory.algorithms.guidance.alignment import (
     named_pairs,
 )
 from repertory.algorithms.guidance.guide import AUTO, build_guide, guide_part
-from repertory.algorithms.guidance.layers import LayerOutputs
 from repertory.card import Card
+from repertory.core.activations import LayerOutputs
 from repertory.core.frozen import FrozenCopy
 from repertory.core.method import Inner, Method
 from repertory.core.randomness import seeded
@@ -95,6 +95,7 @@ CARD = Card(
     defaults={"guide": "auto", "alpha": 1.0, "match": "depth", "stop": None},
     neutral={"alpha": 0.0},
     search={"alpha": (0.1, 3.0)},
+    across_batch=True,
     tags=("CKA", "centred kernel alignment", "distillation", "teacher", "untrained guide"),
 )
 

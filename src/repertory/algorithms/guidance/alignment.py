@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from repertory.algorithms.guidance.layers import LayerOutputs
+from repertory.core.activations import LayerOutputs
 from repertory.errors import DataError, OptionError
 
 Pairs = list[tuple[str, str]]
