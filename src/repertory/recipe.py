@@ -37,7 +37,7 @@ def locate(path: str) -> Any:
 
 
 def parse_options(text: str, where: str) -> dict[str, Any]:
-    """Read `a=1,b=true` into a mapping of plain values.
+    """Read `a=1,b=true` into a mapping of plain values; quotes keep a text as it is, but for commas.
 
     Raises:
         OptionError: if a piece is not of the form name=value.
@@ -55,6 +55,8 @@ def parse_options(text: str, where: str) -> dict[str, Any]:
 
 
 def _plain_value(text: str) -> Any:
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -114,6 +116,8 @@ class Recipe:
             asks for it.
         methods: `core.Method`s, outermost first.
         curation: choose training examples before training.
+        before: sets what the network holds before training, from the training inputs (codebooks, statistics), and
+            leaves its layers as they are.
         sampler: decides the order of the examples in an epoch; None for a random one.
         after: what is done to the trained model: transforms, closed-form heads on its features.
         schedule: learning-rate schedule over the budget: "cosine" or "constant".
@@ -123,7 +127,8 @@ class Recipe:
         accumulate: micro-batches that a batch is split into.
         clip_norm: largest gradient norm, or None.
         augment: "none", "shift" or "flip-shift" (images only).
-        train_share: share of the budget spent on ordinary training; the rest is for `curation` and `after`.
+        train_share: share of the budget spent on ordinary training; the rest is for `curation` and `after`. What
+            `curation` and `before` cost is taken off it.
     """
 
     model: Part
@@ -132,6 +137,7 @@ class Recipe:
     surgery: tuple[Part, ...] = ()
     methods: tuple[Part, ...] = ()
     curation: tuple[Part, ...] = ()
+    before: tuple[Part, ...] = ()
     after: tuple[Part, ...] = ()
     schedule: str = "cosine"
     warmup: float = 0.05
@@ -148,7 +154,7 @@ class Recipe:
         return dataclasses.replace(self, **slots)
 
     def add(self, slot: str, part: Part) -> Recipe:
-        """Return a copy with `part` appended to one of the list slots (surgery, methods, curation, after)."""
+        """Return a copy with `part` appended to one of the list slots (surgery, methods, curation, before, after)."""
         return self.replace(**{slot: (*getattr(self, slot), part)})
 
     def to_dict(self) -> dict[str, Any]:

@@ -75,3 +75,19 @@ def test_a_graph_times_features_sums_over_neighbours() -> None:
     graph = neighbour_graph(weights, places)
     torch.testing.assert_close(graph @ features, dense @ features)
     assert graph.to_dense().equal(dense)
+
+
+@pytest.mark.parametrize("held", [256 * 11, 2**24])
+def test_rows_of_a_querys_own_group_are_not_found(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_HELD", held)
+    queries, gallery = rows(23, seed=1), rows(300)
+    groups = torch.arange(23) % 3, torch.arange(300) % 3
+    near = similarities(queries, gallery).masked_fill(groups[0][:, None] == groups[1], -torch.inf)
+    values, places = nearest_neighbours(queries, gallery, 4, groups=groups)
+    assert places.tolist() == near.topk(4).indices.tolist()
+    torch.testing.assert_close(values, near.topk(4).values)
+
+
+def test_where_no_other_group_is_there_nothing_is_near() -> None:
+    groups = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 0, 1])
+    assert nearest_neighbours(rows(2), rows(3), 2, groups=groups)[0].isinf().tolist() == [[False, True]] * 2

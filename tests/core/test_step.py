@@ -405,3 +405,14 @@ def test_a_method_sees_the_further_evaluations_of_such_an_optimizer() -> None:
 def test_loss_scaling_and_a_closure_do_not_go_together() -> None:
     with pytest.raises(ConflictError, match=r"LBFGS evaluates the loss several times a step.*precision='bf16'"):
         Step(network(), torch.optim.LBFGS, nn.CrossEntropyLoss(), precision="fp16")
+
+
+def test_a_method_that_needs_views_says_how_to_give_them() -> None:
+    class Viewing(Method):
+        slug = "viewing"
+        needs = frozenset({"views"})
+
+    model = network()
+    step = Step(model, sgd(model), nn.CrossEntropyLoss(), [Viewing()])
+    with pytest.raises(ConflictError, match=r"viewing needs 'views'.*'views': \[first, second\].*views=2"):
+        step(batches(1)[0])

@@ -268,3 +268,62 @@ def test_folders_that_are_laid_out_otherwise_are_an_error(tmp_path: Path, files:
     with pytest.raises(DataError, match=said) as caught:
         load(str(tmp_path))
     assert re.search(tmp_path.name, str(caught.value))
+
+
+def test_a_folder_unlabelled_beside_the_classes_holds_examples_without_a_label(tmp_path: Path) -> None:
+    folder = classes(tmp_path / "photos", each=8)
+    for number in range(5):
+        paint(folder / "unlabelled" / "deeper" / f"{number}.png", (200 + number, 0, 0))
+    data = load(str(folder))
+    assert (data.classes, len(data.targets), any("have no label" in note for note in data.notes)) == (
+        ("a", "b"),
+        16,
+        True,
+    )
+    splits = data.prepare(0)
+    assert splits.unlabelled is not None
+    assert splits.unlabelled.inputs[:, 0, 0, 0].tolist() == [200, 201, 202, 203, 204]
+    assert splits.unlabelled.targets.tolist() == [-1] * 5
+    hidden = load(f"{folder}?labels=4").prepare(0).unlabelled
+    assert hidden is not None
+    assert len(hidden) == len(splits.train) - 4 + 5
+    other = paint(folder / "unlabelled" / "0.png", (9, 9, 9))
+    assert data.describe()["fingerprint"] != load(str(other.parents[1])).describe()["fingerprint"]
+
+
+def test_a_folder_unlabelled_stands_beside_train_too(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for part, each in (("train", 6), ("val", 2), ("test", 3)):
+        classes(folder / part, each=each)
+    paint(folder / "unlabelled" / "new.png", BLUE)
+    data = load(str(folder))
+    assert data.unlabelled is not None
+    assert (len(data.targets), len(data.unlabelled)) == (22, 1)
+    assert not any("ignored" in note for note in data.notes)
+
+
+def test_an_empty_folder_unlabelled_is_refused(tmp_path: Path) -> None:
+    folder = classes(tmp_path / "photos")
+    (folder / "unlabelled").mkdir()
+    with pytest.raises(DataError, match="unlabelled has no images; add some, or remove the folder"):
+        load(str(folder))
+
+
+def test_labelled_files_among_the_unlabelled_are_refused(tmp_path: Path) -> None:
+    folder = classes(tmp_path / "photos")
+    paint(folder / "unlabelled" / "new.png", BLUE)
+    (folder / "unlabelled" / "copy.png").write_bytes((folder / "a" / "3.png").read_bytes())
+    with pytest.raises(DataError, match=r"1 of 2 images in .*unlabelled are labelled ones too, such as copy.png"):
+        load(str(folder))
+
+
+def test_an_unlabelled_image_that_cannot_be_read_is_named_or_left_out(tmp_path: Path) -> None:
+    folder = classes(tmp_path / "photos")
+    for number in range(2):
+        paint(folder / "unlabelled" / f"{number}.png", (0, 0, 50 + number))
+    (folder / "unlabelled" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"bad\.png"):
+        load(str(folder))
+    data = load(str(folder), skip_bad=True)
+    assert data.unlabelled is not None
+    assert (len(data.targets), data.unlabelled[:, 2, 0, 0].tolist()) == (8, [50, 51])

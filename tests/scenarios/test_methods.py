@@ -66,6 +66,7 @@ def test_values_become_plain_values_of_their_own_type() -> None:
         "a": 1, "b": 1.0, "c": True, "d": False, "e": None, "f": "ks", "g": [1, "x"], "h": [2, 3], "i": -0.01
     }  # fmt: skip
     assert isinstance(parse_options("a=1", "")["a"], int)
+    assert parse_options("a='query: ',b=\"1\",c='", "") == {"a": "query: ", "b": "1", "c": "'"}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_a_method_that_needs_classes_is_refused_for_a_number() -> None:
 
 
 def test_another_scenario_is_refused() -> None:
-    with pytest.raises(UserError, match="esam plays in the scenario supervised, not in few_shot; leave it out"):
+    with pytest.raises(UserError, match=r"esam plays in the scenario supervised or .*, not in few_shot; leave it out"):
         arm("esam", BASE, "classification", "few_shot")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -407,7 +408,28 @@ def test_a_class_of_unknown_kind_is_refused() -> None:
         check_method("fractions:Fraction")
 
 
-def test_an_estimator_of_scikit_learn_is_checked_as_it_is() -> None:
+@pytest.mark.parametrize("path", ["sklearn.naive_bayes:GaussianNB", "sklearn.preprocessing:StandardScaler"])
+def test_an_estimator_of_scikit_learn_is_checked_as_it_is(path: str) -> None:
     for check in ("sklearn_clone", "same_seed_same_numbers", "global_generator_untouched"):
-        assert check_method("sklearn.naive_bayes:GaussianNB", only=check)[0].status == "passed"
-    assert check_method("sklearn.naive_bayes:GaussianNB", only="differs_from_baseline")[0].status == "not applicable"
+        assert check_method(path, only=check)[0].status == "passed"
+    for check in ("differs_from_baseline", "refined_embeddings"):
+        assert check_method(path, only=check)[0].status == "not applicable"
+
+
+class Shifting:
+    """Refines embeddings by their order, which it must not."""
+
+    def fit(self, X: Any, y: Any = None) -> Shifting:
+        return self
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        return {}
+
+    def refine(self, embeddings: Tensor, labels: Any = None, groups: Any = None) -> Tensor:
+        return embeddings.cumsum(0)
+
+
+def test_refined_embeddings_that_depend_on_the_order_of_rows_are_found_out() -> None:
+    result = check_method(Shifting, only="refined_embeddings", raise_on_failure=False)[0]
+    assert result.status == "failed"
+    assert "in another order of the rows the result differs" in result.reason

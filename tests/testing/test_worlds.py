@@ -91,3 +91,19 @@ def test_prediction_is_in_evaluation_mode_and_puts_the_mode_back() -> None:
     inputs = torch.randn(6, 4)
     assert torch.equal(worlds.predict(model, inputs), worlds.predict(model, inputs))
     assert model.training
+
+
+def test_digit_pairs_are_labelled_left_digit_first_and_share_no_digit_between_parts() -> None:
+    world, digits = worlds.digit_pairs(seed=3, train=50, test=20), worlds.digits(3)
+
+    def classes(halves: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        distances = torch.cdist(halves.double(), inputs.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        assert not distances.min(1).values.any()
+        return targets[distances.argmin(1)]
+
+    for inputs, targets, own in (
+        (world.inputs, world.targets, (digits.inputs, digits.targets)),
+        (world.test_inputs, world.test_targets, (digits.test_inputs, digits.test_targets)),
+    ):
+        assert torch.equal(targets // 10, classes(inputs[:, :64], *own))
+        assert torch.equal(targets % 10, classes(inputs[:, 64:], *own))

@@ -231,3 +231,61 @@ def test_a_size_too_small_for_all_processes_is_refused(monkeypatch: pytest.Monke
 def test_a_bad_size_is_named(value: Any) -> None:
     with pytest.raises(OptionError, match=f"batch_size={value!r} is not allowed"):
         make().resize(value)
+
+
+class Backwards:
+    """Takes the rows from the last to the first, each twice."""
+
+    def __call__(self, rows: torch.Tensor, targets: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        assert torch.equal(rows, targets)
+        return rows.flip(0).repeat_interleave(2)
+
+
+def test_a_sampler_decides_the_order_of_each_epoch() -> None:
+    loader = make(6, batch_size=4, sampler=Backwards(), rows=torch.tensor([1, 3, 5]))
+    assert order(loader) == [[5, 5, 3], [3, 1, 1]]
+    loader.sampler = None
+    assert sorted(flat(order(loader))) == [1, 3, 5]
+
+
+def test_a_sampler_set_in_mid_epoch_acts_from_the_next_one_on() -> None:
+    loader, plain = make(8), make(8)
+    first = []
+    for batch in loader:
+        first.append(batch["index"].tolist())
+        loader.sampler = Backwards()
+    assert first == order(plain)
+    assert flat(order(loader))[:4] == [7, 7, 6, 6]
+
+
+def test_the_order_that_a_sampler_chose_is_taken_up_in_mid_epoch() -> None:
+    class Once(Backwards):
+        calls = 0
+
+        def __call__(self, rows: torch.Tensor, targets: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            Once.calls += 1
+            return rows.roll(Once.calls)
+
+    straight, resumed = make(8, sampler=Once()), make(8, sampler=Once())
+    batches = iter(straight)
+    next(batches)
+    resumed.load_state_dict(straight.state_dict())
+    assert [b["index"].tolist() for b in batches] == order(resumed)
+
+
+def test_an_empty_order_is_refused() -> None:
+    with pytest.raises(DataError, match="left no example for an epoch"):
+        order(make(sampler=lambda rows, targets, generator: rows[:0]))
+
+
+def test_views_are_the_inputs_changed_by_draws_of_their_own() -> None:
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    loader = BatchLoader(images, torch.arange(6), batch_size=3, views=2)
+    again = BatchLoader(images, torch.arange(6), batch_size=3, views=2)
+    for batch, other in zip(loader, again):
+        first, second = batch["views"]
+        assert first.shape == batch["input"].shape
+        assert not torch.equal(first, second)
+        assert torch.equal(first, other["views"][0])
+        assert torch.equal(batch["input"], images[batch["index"]])
+    assert "views" not in next(iter(make()))

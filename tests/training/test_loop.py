@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repertory import Method, Step
 from repertory.algorithms import SAM
+from repertory.core.method import Inner
+from repertory.core.state import Run, State
 from repertory.errors import DivergedError
 from repertory.training import BatchLoader, Budget, train
 from repertory.training.loop import learning_rate_factor
@@ -162,3 +164,20 @@ def test_the_batch_size_that_a_method_asks_for_holds_from_the_next_step_on() -> 
     # What is left of the 20 examples is cut in nearly equal batches of at most 2, 3, 4, 5, 6 and 7.
     assert sizes == [2, 3, 4, 4, 4, 3, 7]
     assert step.run.epoch == 1
+
+
+def test_the_order_that_a_method_asks_for_at_an_epochs_end_is_that_of_the_next_one() -> None:
+    class Backwards(Method):
+        slug = "backwards"
+        seen: list[list[int]] = []
+
+        def loss(self, state: State, inner: Inner) -> Tensor:
+            self.seen.append(state.batch["index"].tolist())
+            return inner(state)
+
+        def epoch_end(self, run: Run) -> None:
+            run.sampler = lambda rows, targets, generator: rows.flip(0)
+
+    step, loader = task((Backwards(),), examples=10)
+    train(step, loader, Budget("steps", 4))
+    assert Backwards.seen[2:] == [[9, 8, 7, 6, 5], [4, 3, 2, 1, 0]]

@@ -62,6 +62,7 @@ CARD = Card(
     entry="ESAM",
     problems=("flat minima", "generalisation", "cheaper SAM", "overfitting", "label noise", "sharpness-aware training"),
     defaults={"rho": 0.05, "beta": 0.6, "gamma": 0.5, "adaptive": False},
+    scenarios=("supervised", "retrieval", "continual"),
     needs=("per_example_loss",),
     neutral={"rho": 0.0, "gamma": 1.0},
     search={"rho": (0.01, 0.5)},

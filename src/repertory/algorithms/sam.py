@@ -56,6 +56,7 @@ CARD = Card(
     entry="SAM",
     problems=("flat minima", "generalisation", "overfitting", "label noise", "sharpness-aware training"),
     defaults={"rho": 0.05, "adaptive": False},
+    scenarios=("supervised", "retrieval", "continual", "semi_supervised"),
     neutral={"rho": 0.0},
     search={"rho": (0.01, 0.5)},
     tags=("sharpness", "robust training"),

@@ -18,8 +18,9 @@ def fit(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column of the target, for tables.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="timm:NAME, repertory:NAME or package.module:factory; default: a small one.")
+        str | None, typer.Option(help="timm:NAME, hf:NAME, repertory:NAME or package.module:factory; default: small.")
     ] = None,
+    scenario: Annotated[str | None, typer.Option(help="Kind of problem; default: found from the methods.")] = None,
     seed: Annotated[int, typer.Option(help="Decides split, weights and order.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set (30).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",

@@ -12,7 +12,7 @@ def measure(
     data: Annotated[str | None, typer.Option(help="A built-in name or a path.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A folder that fit wrote, timm:NAME, repertory:NAME or package.module:factory."),
+        typer.Option(help="A folder that fit wrote, timm:NAME, hf:NAME, repertory:NAME or package.module:factory."),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column of the target, for tables.")] = None,
     epochs: Annotated[int, typer.Option(help="Train this many epochs first; 0 measures fresh weights.")] = 0,

@@ -18,6 +18,7 @@ from repertory.compare.files import write_json
 from repertory.compare.folder import RunFolder, safe_name
 from repertory.compare.plan import Plan, make_plan
 from repertory.compare.report import write_report
+from repertory.compare.sheet import sheets
 from repertory.compare.statistics import BASELINE, summarise
 from repertory.compare.tuning import tune as tune_arms
 from repertory.errors import UserError
@@ -177,7 +178,7 @@ def _run(plan: Plan, folder: RunFolder, run: Execute, tune: int, command: str, w
     comparison["folder"] = str(folder.path)
     folder.save_table(results)
     write_json(folder.path / "run.json", comparison)
-    write_report(folder.path / "report.html", comparison)
+    write_report(folder.path / "report.html", comparison, sheets(results, plan.dataset))
     _raise_if_nothing_ran(results, folder)
     return comparison
 

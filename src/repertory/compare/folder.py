@@ -110,7 +110,9 @@ class RunFolder:
             return None
 
     def save_result(self, key: str, result: dict[str, Any]) -> dict[str, Any]:
-        """Write the result of one run, its split apart; return it without the split."""
+        """Write the result of one run, its split and tables apart; return it without these."""
+        for name, columns in result.pop("tables", {}).items():
+            _write_table(self.path / name / f"{key}.parquet", columns)
         indices = result.pop("indices", None)
         if indices is not None:
             split = self.path / "splits" / f"seed-{result['split_seed']}.json"
@@ -125,8 +127,6 @@ class RunFolder:
 
     def save_table(self, results: list[dict[str, Any]]) -> None:
         """Write one Parquet row a run: label, seed, status, every metric and every cost."""
-        import pandas as pd
-
         rows = [
             {
                 "label": r["label"],
@@ -139,9 +139,16 @@ class RunFolder:
             }
             for r in results
         ]
-        partial = self.path / f".results.parquet.{os.getpid()}"
-        pd.DataFrame(rows).to_parquet(partial, index=False)
-        partial.replace(self.path / "results.parquet")
+        _write_table(self.path / "results.parquet", rows)
+
+
+def _write_table(path: Path, rows: Any) -> None:
+    import pandas as pd
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    pd.DataFrame(rows).to_parquet(partial, index=False)
+    partial.replace(path)
 
 
 def safe_name(text: str) -> str:

@@ -59,6 +59,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         "curve": outcome.curve,
         "cost": outcome.cost,
         "indices": outcome.splits.indices,
+        "tables": outcome.tables,
+        "neighbours": outcome.neighbours,
     }
 
 

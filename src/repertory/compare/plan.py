@@ -95,8 +95,9 @@ def make_plan(
         check_choice("scenario", scenario, SCENARIOS)
     chosen = device_of(device)
     dataset = source.load()
-    name = scenario or suitable(methods)
+    name = scenario or suitable(methods, dataset)
     setting = scenario_of(name)
+    dataset = setting.view(dataset)
     recipe, reason = chosen_recipe(
         dataset, scenario=name, model=model, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment
     )
@@ -141,8 +142,10 @@ def _described(part: Part) -> str:
 def _seconds_per_epoch(
     scenario: Scenario, recipe: Recipe, dataset: Dataset, seed: int, device: str, precision: str
 ) -> float:
-    """Time the baseline for a moment; the first epoch warms up and is left out."""
+    """Time the baseline for a moment; what comes before the first record warms up and is left out."""
     probe = recipe.replace(epochs=_SECONDS_PROBE_EPOCHS)
     budget = scenario.budget_of("steps", probe, dataset, dataset.prepare(seed))
     curve = scenario.run(probe, dataset, seed=seed, budget=budget, device=device, precision=precision).curve
-    return float(curve[-1]["seconds"] - curve[0]["seconds"])
+    first, last = curve[0], curve[-1]
+    epoch = scenario.budget_of("compute", recipe.replace(epochs=1), dataset, dataset.prepare(seed)).amount
+    return float((last["seconds"] - first["seconds"]) / (last["passes"] - first["passes"]) * epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _COLOURS = {"helps": "green", "hurts": "red", "cannot tell": "dim"}
 
 
-def write_report(path: str | Path, comparison: Mapping[str, Any]) -> None:
+def write_report(path: str | Path, comparison: Mapping[str, Any], sheets: Sequence[Mapping[str, Any]] = ()) -> None:
     """Write the comparison as one HTML file: no network, no script, ready to print or to send.
 
     The same comparison gives the same bytes.
@@ -40,6 +40,7 @@ def write_report(path: str | Path, comparison: Mapping[str, Any]) -> None:
             (mappings of name to value), `metric`, `higher_is_better`, `rows` (from `summarise`), `results`
             (the runs), `cards` (one mapping a method: slug, name, title, authors, year, link, one_line),
             `created` (ISO time), `incomplete` (some runs are still to come).
+        sheets: queries with what was found, from `repertory.compare.sheet`.
     """
     import jinja2
 
@@ -77,6 +78,7 @@ def write_report(path: str | Path, comparison: Mapping[str, Any]) -> None:
         memory=_memory,
         number=_number,
         banded=plots.BANDED,
+        sheets=sheets,
     )
     Path(path).write_text(html, encoding="utf-8")
 

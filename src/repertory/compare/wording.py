@@ -15,6 +15,14 @@ SYMBOLS = {"helps": "▲", "hurts": "▼", "cannot tell": "–"}
 """A sign for each verdict, so that colour never carries it alone."""
 
 _DIGITS = 6
+_WRITTEN = {
+    "map_at_r": "MAP@R",
+    "map_at_r_eighth": "MAP@R, first eighth",
+    "r_precision": "R-precision",
+    "mrr": "MRR",
+    "nmi": "NMI",
+}
+"""Metrics whose usual spelling is not that of their identifier."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,9 @@ class Scale:
     @classmethod
     def of(cls, metric: str, rows: Sequence[Mapping[str, Any]]) -> Scale:
         """Choose as many decimals as the spread over seeds gives meaning to."""
-        percent = "accuracy" in metric or metric in {"recall", "precision", "f1", "ece", "auc"}
+        shares = {"recall", "precision", "f1", "ece", "auc", "r_precision", "map_at_r", "map_at_r_eighth"}
+        shares |= {"forgetting", "compatibility", "cross_version", "new_on_old"}
+        percent = "accuracy" in metric or metric in shares or metric.startswith("recall_at_")
         factor = 100.0 if percent else 1.0
         spreads = [row["sd"] * factor for row in rows if row["sd"]]
         if not spreads:
@@ -118,8 +128,11 @@ class Name:
 
 
 def words(name: str) -> str:
-    """Write an identifier as words: `balanced_accuracy` is "balanced accuracy"."""
-    return name.replace("_", " ")
+    """Write an identifier as words: `balanced_accuracy` is "balanced accuracy", `map_at_r` is "MAP@R"."""
+    recall = re.fullmatch(r"recall_at_(\d+)", name)
+    if recall:
+        return f"recall@{recall[1]}"
+    return _WRITTEN.get(name) or name.replace("_", " ")
 
 
 def names(comparison: Mapping[str, Any]) -> dict[str, Name]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from repertory.core.method import Method
-from repertory.errors import ConflictError
+from repertory.errors import ConflictError, UserError
 
 _SEARCHED = 6
 """Orders are searched for lists up to this length (720 orders); longer lists only get the message."""
@@ -57,9 +58,43 @@ def check_methods(
             )
 
 
+def check_batch(methods: Sequence[Method], batch: Mapping[str, Any]) -> None:
+    """Raise if the first batch lacks what every batch must have.
+
+    Args:
+        methods: outermost first.
+        batch: with the batches of all streams in it.
+
+    Raises:
+        UserError: if it has no input.
+        ConflictError: naming the method that needs something else, and how to give it.
+    """
+    there = ", ".join(sorted(batch))
+    if "input" not in batch:
+        raise UserError(f"the batch has {there or 'nothing'} but no 'input'")
+    for method in methods:
+        if "index" in method.needs and "index" not in batch:
+            raise ConflictError(
+                f"{method.slug} needs 'index', the position of each example in the training set; the batch has "
+                f"{there}; yield (input, target, index), or use repertory.training.BatchLoader"
+            )
+        if "views" in method.needs and "views" not in batch:
+            raise ConflictError(
+                f"{method.slug} needs 'views', two randomly changed versions of the inputs; the batch has "
+                f"{there}; yield a mapping with 'views': [first, second], or use "
+                "repertory.training.BatchLoader(..., views=2)"
+            )
+        if "views:weak-strong" in method.needs and len(batch["unlabelled"].get("views", ())) != 2:
+            raise ConflictError(
+                f"{method.slug} needs a weakly and a strongly changed version of each unlabelled input; yield batches "
+                "of the stream 'unlabelled' as mappings with 'input' and 'views': [weak, strong], or use "
+                "repertory.training.BatchLoader(..., views='weak-strong')"
+            )
+
+
 def need_of_batch(need: str) -> bool:
     """Whether a need can only be seen in the first batch."""
-    return need in ("index", "views", "per_example_loss")
+    return need in ("index", "views", "views:weak-strong", "per_example_loss")
 
 
 def _words(needs: Sequence[str]) -> str:

@@ -69,18 +69,19 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return gathered
 
 
-def own_rows(count: int) -> slice:
+def own_rows(count: int, device: torch.device | None = None) -> slice:
     """Return where this process's rows stand among those of all processes.
 
     Args:
         count: number of this process's rows.
+        device: where the rows are, since processes on GPUs talk through them; None for the CPU.
 
     >>> own_rows(4)
     slice(0, 4, None)
     """
     if world_size() == 1:
         return slice(0, count)
-    counts = gather_rows(torch.tensor([count]))
+    counts = gather_rows(torch.tensor([count], device=device))
     start = int(counts[: rank()].sum())
     return slice(start, start + count)
 

@@ -51,7 +51,10 @@ class Evaluation(nn.Module):
             return self._call(state)
 
     def _base(self, state: State) -> Tensor:
-        output = self.model(state.batch["input"])
-        state.output = output
-        values = self._criterion[0](output, state.batch.get("target"))
+        if state.run.forward is not None:
+            values = state.run.forward(state, self._criterion[0])
+        else:
+            output = self.model(state.batch["input"])
+            state.output = output
+            values = self._criterion[0](output, state.batch.get("target"))
         return reduce_to_examples(values, batch_size(state.batch))

@@ -22,10 +22,12 @@ class Method(nn.Module):
     Attributes:
         slug: the name under which the method's state is saved; one method of a slug a step.
         needs: what it asks for: "index" (positions in the training set, in every batch), "epochs" (how many passes are
-            planned), "classes", "per_example_loss", "views" (two changed versions of the inputs), "stream:NAME".
-        owns: slots of which one step has only one: "target", "update", "batch_size", "forward", "ascent".
+            planned), "classes", "per_example_loss", "views" (two changed versions of the inputs), "stream:NAME",
+            "views:weak-strong" (in each unlabelled batch, a weakly and a strongly changed version of its inputs).
+        owns: slots of which one step has only one: "target", "update", "batch_size", "sampler", "forward", "ascent".
         takes: what it expects of the batch as it reaches the method, such as `{"target": "hard"}`.
         gives: what the batch is after it.
+        stream_sizes: examples of a stream, by its name, for each example of the main batch, where not one.
     """
 
     slug: ClassVar[str] = ""
@@ -33,6 +35,7 @@ class Method(nn.Module):
     owns: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[Mapping[str, str]] = {}
     gives: ClassVar[Mapping[str, str]] = {}
+    stream_sizes: Mapping[str, int] = {}
 
     def setup(self, run: Run) -> None:
         """Prepare once, before the optimizer exists: change `run.model`, make own parameters or copies."""

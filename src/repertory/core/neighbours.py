@@ -48,7 +48,13 @@ def similarities(queries: Tensor, gallery: Tensor, metric: str = "cosine") -> Te
 
 
 def nearest_neighbours(
-    queries: Tensor, gallery: Tensor, k: int, *, metric: str = "cosine", own: Tensor | None = None
+    queries: Tensor,
+    gallery: Tensor,
+    k: int,
+    *,
+    metric: str = "cosine",
+    own: Tensor | None = None,
+    groups: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the `k` nearest rows of the gallery of each query, nearest first.
 
@@ -60,6 +66,8 @@ def nearest_neighbours(
         k: neighbours a query.
         metric: see `similarities`.
         own: for each query the position in the gallery that is left out, `(queries,)` int64: its own.
+        groups: of the queries `(queries,)` and of the gallery `(gallery,)`, int64; rows of a query's own group (its
+            camera, say) are not found, and where too few others are there, the last similarities are -inf.
 
     Returns:
         Similarities `(queries, k)`, and positions in the gallery `(queries, k)`, int64.
@@ -76,17 +84,24 @@ def nearest_neighbours(
     if k > there:
         raise OptionError(f"k={k} is more than the {there} rows that there are to find; lower k")
     width = min(len(gallery), max(k + 1, _HELD // 256))
-    found = [
-        _search(part, gallery, k, metric, None if own is None else own[start : start + len(part)], width)
-        for start, part in _chunks(queries, max(1, _HELD // width))
-    ]
+    found = []
+    for start, part in _chunks(queries, max(1, _HELD // width)):
+        rows = slice(start, start + len(part))
+        apart = None if groups is None else (groups[0][rows], groups[1])
+        found.append(_search(part, gallery, k, metric, None if own is None else own[rows], apart, width))
     if not found:
         return queries.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64, device=queries.device)
     return torch.cat([values for values, _ in found]), torch.cat([places for _, places in found])
 
 
 def _search(
-    queries: Tensor, gallery: Tensor, k: int, metric: str, own: Tensor | None, width: int
+    queries: Tensor,
+    gallery: Tensor,
+    k: int,
+    metric: str,
+    own: Tensor | None,
+    groups: tuple[Tensor, Tensor] | None,
+    width: int,
 ) -> tuple[Tensor, Tensor]:
     best: tuple[Tensor, Tensor] | None = None
     for start, part in _chunks(gallery, width):
@@ -94,6 +109,8 @@ def _search(
         if own is not None:
             rows = ((own >= start) & (own < start + len(part))).nonzero().flatten()
             near[rows, own[rows] - start] = -math.inf
+        if groups is not None:
+            near.masked_fill_(groups[0][:, None] == groups[1][start : start + len(part)], -math.inf)
         values, places = near.topk(min(k, len(part)), dim=1)
         places = places + start
         if best is not None:

@@ -45,6 +45,10 @@ class FeatureQueue(nn.Module):
         """Number of rows that are there."""
         return min(int(self.pushed), len(self.features))
 
+    def there(self) -> Tensor:
+        """Return which places hold a row, `(size,)` bool, without waiting for the device."""
+        return torch.arange(len(self.features), device=self.pushed.device) < self.pushed
+
     @torch.no_grad()
     def push(self, features: Tensor, labels: Tensor | None = None, index: Tensor | None = None) -> None:
         """Add rows, in place of the oldest ones where it is full; of more rows than fit the last ones stay.

@@ -53,6 +53,9 @@ class Run:
         sampler: decides the order of the examples from the next epoch on, in place of a random one: called with rows,
             their targets and a generator, returns rows; None leaves it to the loader.
         micro_batch: most examples a process may differentiate at once; larger batches are split. None sets no limit.
+        forward: called with a state and the criterion in place of the innermost evaluation of the loss: sets the
+            state's output and returns the criterion's values. Of the method that owns the slot "forward"; None runs the
+            network and its criterion.
         optimizer: what updates the weights, from the first step on; a method that changes a learning rate sets
             `initial_lr` in its groups too where they have one, which schedules start from.
     """
@@ -82,6 +85,7 @@ class Run:
         self.batch_size: int | None = None
         self.sampler: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
         self.micro_batch: int | None = None
+        self.forward: Callable[[State, Callable[..., Tensor]], Tensor] | None = None
         self._generators: dict[str, torch.Generator] = {}
         self._losses: Callable[[State], Tensor] | None = None
         self._example_gradients: Callable[[State], Iterator[list[Tensor]]] | None = None

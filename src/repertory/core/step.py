@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repertory.core.conflicts import check_methods
+from repertory.core.conflicts import check_batch, check_methods
 from repertory.core.distributed import sum_over_processes
 from repertory.core.evaluation import Evaluation, needs_closure
 from repertory.core.gradients import example_gradients, noted
@@ -49,6 +49,9 @@ class Step:
         precision: "32", "bf16" or "fp16".
         clip_norm: largest norm of the gradient that reaches the optimizer.
         fabric: a launched `lightning.fabric.Fabric`, for several devices.
+
+    Attributes:
+        ends_epochs: whether the loop is known to call `end_epoch`, so that an epoch may repeat examples without end.
 
     Raises:
         ConflictError: if the methods cannot work together, or need what is not there.
@@ -113,6 +116,7 @@ class Step:
         self.run.sharded = any(map(is_sharded, self.run.parameters))
         self._gradient_call = self._chain("gradient", self._gradient)
         self._step_call = self._chain("step", self._update)
+        self.ends_epochs = False
         self._checked = False
         self._seen = 0
 
@@ -127,10 +131,11 @@ class Step:
             The batch's mean loss before the update, 0-d, detached.
         """
         entries = self._entries(batch)
-        if not self._checked:
-            self._check_batch(entries)
         for name, stream in self.streams.items():
             entries[name] = self._entries(next(stream))
+        if not self._checked:
+            check_batch(self.methods, entries)
+            self._checked = True
         self._count_epoch(entries)
         loss = self._step_call(State(self.run, entries))
         self.run.counts.steps += 1
@@ -144,6 +149,11 @@ class Step:
         self._seen = 0
         if self.run.epochs:
             self.run.progress = min(1.0, self.run.epoch / self.run.epochs)
+
+    def end_task(self) -> None:
+        """Say that a task is complete, where several come one after the other. Call it before the next one begins."""
+        for method in self.methods:
+            method.task_end(self.run)
 
     def explain(self) -> str:
         """Return who wraps what, outermost first.
@@ -236,11 +246,12 @@ class Step:
         groups = parameter_groups(self.run, self.methods)
         if isinstance(optimizer, torch.optim.Optimizer):
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            wanted = {id(p) for group in groups for p in group["params"]}
-            if held - wanted:
+            # Frozen ones are in no group, but may be held.
+            gone = held - {id(p) for p in self._evaluation.parameters()}
+            if gone:
                 owners = [m.slug for m in self.methods]
                 raise ConflictError(
-                    f"the optimizer holds {len(held - wanted)} parameters that the network no longer has "
+                    f"the optimizer holds {len(gone)} parameters that the network no longer has "
                     "after setup of "
                     f"{', '.join(owners) or 'no method'}; pass a callable, such as "
                     f"functools.partial(torch.optim.SGD, lr=0.1), in place of the optimizer"
@@ -271,27 +282,10 @@ class Step:
             )
         return {name: moved(value, self.run.device) for name, value in entries.items()}
 
-    def _check_batch(self, entries: Mapping[str, Any]) -> None:
-        if "input" not in entries:
-            raise UserError(f"the batch has {', '.join(sorted(entries)) or 'nothing'} but no 'input'")
-        for method in self.methods:
-            if "index" in method.needs and "index" not in entries:
-                raise ConflictError(
-                    f"{method.slug} needs 'index', the position of each example in the training set; the batch has "
-                    f"{', '.join(sorted(entries))}; yield (input, target, index), or use repertory.training.BatchLoader"
-                )
-            if "views" in method.needs and "views" not in entries:
-                raise ConflictError(
-                    f"{method.slug} needs 'views', two randomly changed versions of the inputs; the batch has "
-                    f"{', '.join(sorted(entries))}; yield a mapping with 'views': [first, second], or use "
-                    "repertory.training.BatchLoader(..., views=2)"
-                )
-        self._checked = True
-
     def _count_epoch(self, entries: Mapping[str, Any]) -> None:
         self._seen += batch_size(entries)
         examples = self.run.examples
-        if examples and self._seen * self.run.world_size > 2 * examples + batch_size(entries):
+        if examples and not self.ends_epochs and self._seen * self.run.world_size > 2 * examples + batch_size(entries):
             timed = [m.slug for m in self.methods if "epochs" in m.needs or m.wraps("epoch_end")]
             if timed:
                 raise UserError(

@@ -43,7 +43,10 @@ def from_arrays(arrays: Mapping[str, Any], name: str, spec: str, task: str | Non
 
     Raises:
         DataError: if arrays are missing, do not fit together, or hold what cannot be learnt from.
+        OptionError: if they are to be pairs of texts.
     """
+    if task == "pairs":
+        raise OptionError(f"task=pairs reads a table of texts, but {name} are arrays; give a .csv or .parquet file")
     whole = "x" in arrays
     keys = {"x": "train"} if whole else {f"x_{short}": part for short, part in _PARTS.items() if f"x_{short}" in arrays}
     targets_of = {key: key.replace("x", "y", 1) for key in keys}

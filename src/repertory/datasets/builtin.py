@@ -14,6 +14,7 @@ from torch import Tensor
 from repertory.datasets.columns import Column
 from repertory.datasets.dataset import Dataset
 from repertory.datasets.encoder import Encoder
+from repertory.datasets.pydoc import load_pydoc
 from repertory.errors import DataError
 
 
@@ -106,6 +107,7 @@ _LOADERS: dict[str, Callable[[str, str], Dataset]] = {
     "iris": _table("load_iris"),
     # The scaled version was scaled with the test rows in it.
     "diabetes": _table("load_diabetes", scaled=False),
+    "pydoc": load_pydoc,
 }
 
 BUILTIN: tuple[str, ...] = tuple(_LOADERS)

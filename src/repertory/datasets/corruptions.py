@@ -30,6 +30,9 @@ def check(corruptions: Mapping[str, str], task: str, modality: str, classes: int
     Raises:
         OptionError: if a value is malformed or out of range, or does not fit the task or the modality.
     """
+    if task == "pairs":
+        for key, value in corruptions.items():
+            raise OptionError(f"{key}={value} damages labels or numbers, but the data are pairs of texts; leave it out")
     for key in ("noise", "imbalance"):
         if key in corruptions and task != "classification":
             raise OptionError(f"{key}={corruptions[key]} needs classes, but the task is regression; leave it out")

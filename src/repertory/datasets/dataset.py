@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from repertory.datasets import corruptions as corrupt
+from repertory.datasets import held_out
+from repertory.datasets import sequence as tasks
 from repertory.datasets.encoder import Encoder
 from repertory.datasets.splits import Examples, Normaliser, Splits
-from repertory.datasets.stratify import cut, generator_for
+from repertory.datasets.stratify import cut, cut_groups, generator_for
 from repertory.errors import DataError, OptionError
 
-Task = Literal["classification", "regression"]
-Modality = Literal["image", "table", "sequence"]
+Task = Literal["classification", "regression", "pairs"]
+Modality = Literal["image", "table", "sequence", "text"]
 
 _PARTS = ("train", "validation", "test")
 
@@ -29,16 +31,22 @@ class Dataset:
     Args:
         name: short name: of the built-in set, the folder, or the file without its ending.
         spec: what the user typed, options included.
-        task: "classification" or "regression".
-        modality: "image", "table" or "sequence".
+        task: "classification", "regression", or "pairs" of texts that belong together.
+        modality: "image", "table", "sequence" or "text".
         inputs: images uint8 `(examples, channels, height, width)`, tables float32 `(examples, columns)`,
-            sequences float32 `(examples, channels, length)`.
-        targets: int64 `(examples,)` from 0 to classes-1, or float32 `(examples,)`.
-        classes: names of the classes, empty for regression.
+            sequences float32 `(examples, channels, length)`, texts uint8 `(examples, 2 + negatives, length)`: the UTF-8
+            bytes of a query, its passage and hard negatives, 0 after the end, a negative of zeros where there is none.
+        targets: int64 `(examples,)` from 0 to classes-1, or float32 `(examples,)`; for pairs the number of the passage,
+            int64: equal passages share one, and all their pairs go to the same part.
+        classes: names of the classes; else empty.
         encoder: turns new raw input into a batch of `inputs`.
         fixed: rows of "train", "validation" and "test" where the data came already split; "train" at least.
         corruptions: what `prepare` does to the data, as in `{"noise": "0.4"}`; see
             `repertory.datasets.corruptions`.
+        search: how a search by embeddings is judged, as in `{"coarse": "5"}`; see `repertory.datasets.held_out`.
+        sequence: how its classes come in tasks, as in `{"tasks": "5"}`; see `repertory.datasets.sequence`.
+        searched: whether it is prepared for a search, as the scenario retrieval asks.
+        unlabelled: inputs that came without a target, beside `inputs`; None where there are none.
         notes: what was handled on reading and should be said.
 
     Raises:
@@ -57,14 +65,25 @@ class Dataset:
     encoder: Encoder
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
     corruptions: Mapping[str, str] = field(default_factory=dict)
+    search: Mapping[str, str] = field(default_factory=dict)
+    sequence: Mapping[str, str] = field(default_factory=dict)
+    searched: bool = False
     notes: tuple[str, ...] = ()
+    unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
             raise DataError(f"{self.name}: {len(self.inputs)} inputs do not match {len(self.targets)} targets")
+        if (bare := self.unlabelled) is not None and (not len(bare) or bare.shape[1:] != self.inputs.shape[1:]):
+            raise DataError(
+                f"{self.name}: unlabelled inputs have the shape {tuple(bare.shape)}, but there must be at least one, "
+                f"each of {tuple(self.inputs.shape[1:])}, as the labelled ones are; leave them out otherwise"
+            )
         self._check_fixed()
         if self.task == "classification":
             self._check_classes()
+        elif self.task == "pairs":
+            self._check_passages()
         elif len(self._pool()) < (least := 1 + len(self._missing())):
             raise DataError(
                 f"{self.name} has {len(self._pool())} examples to split; the minimum is {least}, "
@@ -73,6 +92,8 @@ class Dataset:
         elif bool((self.targets == self.targets[0]).all()):
             raise DataError(f"{self.name}: all targets are {float(self.targets[0]):g}; there is nothing to learn")
         corrupt.check(self.corruptions, self.task, self.modality, len(self.classes))
+        held_out.check(self.search, self.task, len(self.classes))
+        tasks.check(self.sequence, self.task, len(self.classes))
 
     def _check_fixed(self) -> None:
         if not self.fixed:
@@ -97,7 +118,7 @@ class Dataset:
         made = self._missing()
         counts = self.targets[self._pool()].bincount(minlength=len(self.classes))
         small = (counts < 1 + len(made)).nonzero().flatten().tolist()
-        if small:
+        if small and not self.apart:
             listed = ", ".join(f"{self.classes[k]!r} has {counts[k]}" for k in small[:8])
             more = f" and {len(small) - 8} more classes" if len(small) > 8 else ""
             numbers = self.modality == "table" and all(name.lstrip("-").isdecimal() for name in self.classes)
@@ -108,11 +129,35 @@ class Dataset:
                 + (", or read the target as numbers with ?task=regression" if numbers else "")
             )
 
+    def _check_passages(self) -> None:
+        least = 2 * (1 + len(self._missing()))
+        if (there := len(self.targets[self._pool()].unique())) < least:
+            raise DataError(
+                f"{self.name} has {there} different passages to split; the minimum is {least}, 2 for each of "
+                f"{', '.join(['train', *self._missing()])}; add pairs"
+            )
+        numbers = torch.cat([self.targets[rows].unique() for rows in self.fixed.values()] or [self.targets[:0]])
+        if len(numbers.unique()) < len(numbers):
+            raise DataError(f"{self.name}: fixed parts share passages; put all pairs of a passage into the same part")
+
     def _pool(self) -> Tensor:
         return self.fixed["train"] if self.fixed else torch.arange(len(self.targets))
 
     def _missing(self) -> list[str]:
         return [part for part in _PARTS[1:] if part not in self.fixed]
+
+    @property
+    def apart(self) -> bool:
+        """Whether the test part that came with the data has classes of its own, which only a search has use for."""
+        if self.task != "classification" or "test" not in self.fixed:
+            return False
+        trained, tested = self.targets[self.fixed["train"]], self.targets[self.fixed["test"]]
+        return len(trained.unique()) > 1 and not bool(torch.isin(tested, trained).any())
+
+    @property
+    def some_unlabelled(self) -> bool:
+        """Whether `prepare` is to leave training examples without a label."""
+        return self.unlabelled is not None or "labels" in self.corruptions
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -121,8 +166,15 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """Outputs that a model needs: the number of classes, or 1 for regression."""
-        return len(self.classes) if self.task == "classification" else 1
+        """Outputs that a model needs: the classes it trains on, 1 for regression, 0 for pairs (its own choice)."""
+        if self.task != "classification":
+            return 1 if self.task == "regression" else 0
+        if self.searched and "coarse" in self.search:
+            return int(self.search["coarse"])
+        if self.searched and held_out.by_classes(self.search):
+            dealt = self.targets[self._pool()] if self.apart else self.targets
+            return held_out.train_classes(len(dealt.unique()), self._missing() if self.apart else held_out.PARTS)
+        return len(self.classes)
 
     def prepare(self, seed: int, validation: float = 0.15, test: float = 0.15) -> Splits:
         """Cut the data for one seed and apply the corruptions.
@@ -149,34 +201,30 @@ class Dataset:
                     f"{option}={share} must be above 0, and validation + test below 1 (0.15 each is usual)"
                 )
         classified = self.task == "classification"
-        pool = self._pool()
-        made = {part: {"validation": validation, "test": test}[part] for part in self._missing()}
-        labels = self.targets[pool] if classified else torch.zeros(len(pool), dtype=torch.long)
-        rows = {part: pool[where] for part, where in cut(labels, made, generator_for(seed, "split")).items()}
-        rows = {**self.fixed, **rows}
-        train, unlabelled = rows["train"], None
+        rows = self._rows(seed, {"validation": validation, "test": test})
+        train, unlabelled, known = rows["train"], None, self._known(rows["train"])
         if "labels" in self.corruptions:
             count = corrupt.label_count(self.corruptions)
-            kept = corrupt.labelled(self.targets[train], count, classified, generator_for(seed, "labels"))
+            kept = corrupt.labelled(known[train], count, classified, generator_for(seed, "labels"))
             train, unlabelled = train[kept], train[~kept]
         if "imbalance" in self.corruptions:
             ratio = corrupt.imbalance_ratio(self.corruptions)
-            train = train[corrupt.long_tail(self.targets[train], ratio, generator_for(seed, "imbalance"))]
-        clean = targets = self.targets[train]
+            train = train[corrupt.long_tail(known[train], ratio, generator_for(seed, "imbalance"))]
+        clean = targets = known[train]
         if "noise" in self.corruptions:
             rate = corrupt.noise_rate(self.corruptions)
-            targets = corrupt.flip_labels(clean, rate, len(self.classes), generator_for(seed, "noise"))
-        normaliser = Normaliser.fit(self.inputs[train])
+            targets = corrupt.flip_labels(clean, rate, self.outputs, generator_for(seed, "noise"))
+        normaliser = Normaliser.none() if self.modality == "text" else Normaliser.fit(self.inputs[train])
         tested = self.inputs[rows["test"]]
         if "shift" in self.corruptions:
             kind, strength = corrupt.shift_of(self.corruptions, self.modality)
             tested = corrupt.shift_inputs(tested, kind, strength, normaliser.std, generator_for(seed, "shift"))
         rows["train"] = train
-        hidden = None
+        hidden = self._hidden(unlabelled)
         if unlabelled is not None and len(unlabelled):
             rows["unlabelled"] = unlabelled
-            hidden = Examples(self.inputs[unlabelled], torch.full_like(self.targets[unlabelled], -1))
-        scale = float(clean.double().std(correction=0)) if not classified else 1.0
+        numbers = self.task == "regression"
+        scale = float(clean.double().std(correction=0)) if numbers else 1.0
         return Splits(
             train=Examples(self.inputs[train], targets),
             validation=Examples(self.inputs[rows["validation"]], self.targets[rows["validation"]]),
@@ -185,14 +233,64 @@ class Dataset:
             normaliser=normaliser,
             indices={part: where.tolist() for part, where in rows.items()},
             clean_targets=clean,
-            target_mean=0.0 if classified else float(clean.double().mean()),
+            classes=self._names(rows["train"]),
+            target_mean=float(clean.double().mean()) if numbers else 0.0,
             target_std=scale or 1.0,
         )
+
+    def _rows(self, seed: int, shares: Mapping[str, float]) -> dict[str, Tensor]:
+        """The rows of each part: examples of all classes, or where classes are held out, of other classes each."""
+        if self.task != "pairs" and self.searched and held_out.by_classes(self.search):
+            generator = generator_for(seed, "classes")
+            if not self.apart:
+                return held_out.cut_classes(self.targets, generator)
+            pool = self._pool()
+            dealt = held_out.cut_classes(self.targets[pool], generator, self._missing())
+            return {**self.fixed, **{part: pool[where] for part, where in dealt.items()}}
+        pool = self._pool()
+        made, generator = {part: shares[part] for part in self._missing()}, generator_for(seed, "split")
+        if self.task == "pairs":
+            parts = cut_groups(self.targets[pool], made, generator)
+        else:
+            alike = torch.zeros(len(pool), dtype=torch.long)
+            parts = cut(self.targets[pool] if self.task == "classification" else alike, made, generator)
+        rows = {part: pool[where] for part, where in parts.items()}
+        return {**self.fixed, **rows}
+
+    def _hidden(self, rows: Tensor | None) -> Examples | None:
+        """The examples without a label: those whose label was taken away, and those that came without."""
+        inputs = [] if rows is None or not len(rows) else [self.inputs[rows]]
+        inputs += [] if self.unlabelled is None else [self.unlabelled]
+        if not inputs:
+            return None
+        whole = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
+        return Examples(whole, torch.full((len(whole),), -1, dtype=self.targets.dtype))
+
+    def _known(self, train: Tensor) -> Tensor:
+        """What training calls the class of every example: classes that are not trained on count as 0."""
+        if not self.searched or self.task == "pairs":
+            return self.targets
+        if "coarse" in self.search:
+            return held_out.coarse_labels(self.targets, len(self.classes), self.outputs)
+        seen = self.targets[train].unique()
+        names = torch.zeros(len(self.classes), dtype=torch.int64)
+        names[seen] = torch.arange(len(seen))
+        return names[self.targets]
+
+    def _names(self, train: Tensor) -> tuple[str, ...]:
+        """The names of what training tells apart."""
+        if self.task != "classification" or not self.searched:
+            return self.classes
+        known = self._known(train)
+        groups: list[list[str]] = [[] for _ in range(self.outputs)]
+        for label in self.targets[train].unique().tolist():
+            groups[int(known[self.targets == label][0])].append(self.classes[label])
+        return tuple(" or ".join(names) for names in groups)
 
     def describe(self) -> dict[str, Any]:
         """Return plain values that say which data this is, with a fingerprint of its inputs and targets."""
         digest = hashlib.sha256()
-        for tensor in (self.inputs, self.targets):
+        for tensor in (self.inputs, self.targets, *([] if self.unlabelled is None else [self.unlabelled])):
             digest.update(tensor.contiguous().numpy().data)
         return {
             "name": self.name,

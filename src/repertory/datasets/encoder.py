@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from repertory.core.texts import text_bytes
 from repertory.datasets import columns as tables
 from repertory.datasets import images
 from repertory.datasets.columns import Column
@@ -21,9 +22,9 @@ class Encoder:
     """How raw input became the inputs of a data set, to do the same with new input.
 
     Args:
-        kind: "image", "table" or "sequence".
+        kind: "image", "table", "sequence" or "text".
         shape: shape of one input.
-        columns: of a table, in order.
+        columns: of a table, or of pairs of texts, in order.
 
     >>> encoder = Encoder("table", (2,), (Column("age"), Column("height")))
     >>> Encoder.from_dict(encoder.to_dict()) == encoder
@@ -39,12 +40,13 @@ class Encoder:
 
         Args:
             path: for images, a file or a folder of any depth; for tables, a CSV, TSV or Parquet file with the
-                columns of the training table, target or not; for all kinds, `.npy` or `.npz` with an array
-                `x`.
+                columns of the training table, target or not; for texts, a table with the training table's
+                passages, or a `.txt` file with a text a line; for all other kinds, `.npy` or `.npz` with an
+                array `x`.
 
         Returns:
-            Inputs `(examples, *shape)`, and a name for each: the file's path below the folder, or the row
-            from 1.
+            Inputs `(examples, *shape)`, for texts `(texts, length)`, and a name for each: the file's path below
+            the folder, or the row from 1.
 
         Raises:
             DataError: if the input cannot be read, or does not fit what the model was trained on.
@@ -52,6 +54,9 @@ class Encoder:
         place = Path(path).expanduser()
         if not place.exists():
             raise DataError(f"{path!r} does not exist; give the path of new input")
+        if self.kind == "text":
+            texts = self._from_texts(place)
+            return self.texts(texts), [str(row + 1) for row in range(len(texts))]
         if place.suffix.lower() in {".npy", ".npz"}:
             inputs = self._from_arrays(place)
             return inputs, [str(row + 1) for row in range(len(inputs))]
@@ -63,6 +68,37 @@ class Encoder:
             return tables.encode_frame(self.columns, frame, str(place)), [str(row + 1) for row in range(len(frame))]
         allowed = f"{', '.join(tables.SUFFIXES)}, .npy and .npz" if self.kind == "table" else ".npy and .npz with x"
         raise DataError(f"{path!r} is not read as {self.kind} input; allowed are {allowed}")
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Return texts as bytes `(texts, length)`, cut and filled up as those of the training data.
+
+        An encoder of texts takes them as passages, and as queries with a dimension more: `texts(...)[:, None]`.
+        """
+        return text_bytes(texts, self.shape[-1])
+
+    def _from_texts(self, place: Path) -> list[str]:
+        passage = self.columns[1].name
+        if place.suffix.lower() == ".txt":
+            try:
+                found = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
+            except UnicodeDecodeError:
+                raise DataError(f"{str(place)!r} is not UTF-8 text; save it as UTF-8") from None
+            found = [line for line in found if line]
+        elif place.suffix.lower() in tables.SUFFIXES:
+            frame = tables.read_frame(place, [passage])
+            if passage not in frame.columns:
+                raise DataError(
+                    f"{str(place)!r} lacks the column {passage!r} of the passages; it has {', '.join(frame.columns)}"
+                )
+            tables.refuse_flaws(frame[[passage]], str(place), "fill them in or remove the rows")
+            found = frame[passage].astype(str).tolist()
+        else:
+            raise DataError(
+                f"{str(place)!r} is not read as texts; allowed are {', '.join(tables.SUFFIXES)} and .txt, a text a line"
+            )
+        if not found:
+            raise DataError(f"{str(place)!r} holds no texts; add some")
+        return found
 
     def _from_images(self, place: Path) -> tuple[Tensor, list[str]]:
         paths = images.scan(place)[0] if place.is_dir() else [place]

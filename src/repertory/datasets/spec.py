@@ -7,18 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-from repertory.datasets import columns, corruptions
+from repertory.datasets import columns, corruptions, held_out, sequence
 from repertory.datasets.arrays import from_factory, load_arrays
 from repertory.datasets.builtin import BUILTIN, load_builtin
 from repertory.datasets.dataset import Dataset
 from repertory.datasets.folder import load_folder
 from repertory.datasets.images import is_hidden
+from repertory.datasets.pairs import load_pairs
 from repertory.datasets.table import load_table
 from repertory.errors import DataError, OptionError, nearest
 from repertory.recipe import locate
 
 _READING = ("drop", "task")
-_TASKS = ("classification", "regression")
+_TASKS = ("classification", "regression", "pairs")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SUFFIXES = (*columns.SUFFIXES, ".npz")
 
@@ -31,8 +32,8 @@ def load(spec: str, *, target: str | None = None, image_size: int | None = None,
             file; or `package.module:function`, called with no arguments. A built-in name wins over a path:
             write `./digits` for a folder of that name. Options follow a `?`, joined by `&`: the corruptions
             `noise=0.4`, `imbalance=50`, `labels=40` and `shift=rotate30`; for tables `drop=a,b`; for tables
-            and arrays `task=classification` or `task=regression`.
-        target: column to predict (tables only, required there).
+            and arrays `task=classification` or `task=regression`; for tables of texts `task=pairs`.
+        target: column to predict, or for pairs that of the passages (tables only, required there).
         image_size: side of the images in pixels (image folders only).
         skip_bad: go on without images that cannot be read, or table rows with missing cells.
 
@@ -47,7 +48,7 @@ def load(spec: str, *, target: str | None = None, image_size: int | None = None,
     name, options = parse(spec)
     task = options.get("task")
     if task is not None and task not in _TASKS:
-        raise OptionError(f"task={task} is not classification or regression; {nearest(task, _TASKS)}".rstrip("; "))
+        raise OptionError(f"task={task} is not {' or '.join(_TASKS)}; {nearest(task, _TASKS)}".rstrip("; "))
     given = {**{key: options.get(key) for key in _READING}, "target": target, "image_size": image_size}
     path = Path(name).expanduser()
     if name in BUILTIN:
@@ -72,6 +73,8 @@ def load(spec: str, *, target: str | None = None, image_size: int | None = None,
         dataset,
         spec=spec,
         corruptions={**dataset.corruptions, **asked},
+        search={key: value for key, value in options.items() if key in held_out.KEYS},
+        sequence={key: value for key, value in options.items() if key in sequence.KEYS},
         notes=(*dataset.notes, *([f"{' and '.join(made)} made from train"] if made else [])),
     )
 
@@ -88,7 +91,7 @@ def parse(spec: str) -> tuple[str, dict[str, str]]:
     name, mark, rest = spec.rpartition("?")
     if not mark:
         return spec, {}
-    known = (*corruptions.KEYS, *_READING)
+    known = (*corruptions.KEYS, *held_out.KEYS, *sequence.KEYS, *_READING)
     options: dict[str, str] = {}
     for item in rest.split("&"):
         key, _, value = item.partition("=")
@@ -108,6 +111,8 @@ def _load_file(path: Path, spec: str, given: dict[str, Any], skip_bad: bool) -> 
     if suffix in columns.SUFFIXES:
         _refuse(given, f"the table {path}", ("target", "drop", "task"))
         drop = given["drop"].split(",") if given["drop"] else ()
+        if given["task"] == "pairs":
+            return load_pairs(path, spec, given["target"], drop, skip_bad)
         return load_table(path, spec, given["target"], drop, given["task"], skip_bad)
     if suffix == ".npz":
         _refuse(given, f"the arrays in {path}", ("task",))

@@ -16,7 +16,7 @@ class Examples:
 
     Args:
         inputs: `(examples, ...)`.
-        targets: `(examples,)`: int64 classes, float32 values, or -1 where unknown.
+        targets: `(examples,)`: int64 classes or numbers of passages, float32 values, or -1 where unknown.
     """
 
     inputs: Tensor
@@ -39,11 +39,18 @@ class Normaliser:
     Args:
         mean: broadcastable to a batch; images count from 0 to 255.
         std: same shape as `mean`, above zero.
+        kept: leave inputs as they are, whatever mean and deviation say: the bytes of texts are no amounts.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, kept: bool = False) -> None:
         self.mean = mean
         self.std = std
+        self.kept = kept
+
+    @classmethod
+    def none(cls) -> Normaliser:
+        """Return one that leaves inputs as they are."""
+        return cls(torch.zeros(1), torch.ones(1), kept=True)
 
     @classmethod
     def fit(cls, inputs: Tensor) -> Normaliser:
@@ -67,7 +74,9 @@ class Normaliser:
         return cls(mean.float().reshape(shape), std.float().reshape(shape))
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return `(inputs - mean) / std` as float32 on the inputs' device."""
+        """Return `(inputs - mean) / std` as float32 on the inputs' device; the inputs themselves if they are kept."""
+        if self.kept:
+            return inputs
         return (inputs.float() - self.mean.to(inputs.device)) / self.std.to(inputs.device)
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,12 +85,15 @@ class Normaliser:
             "dimensions": self.mean.dim(),
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
+            "kept": self.kept,
         }
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Normaliser:
         """Rebuild a normaliser from `to_dict`'s result."""
         shape = (1, -1, *[1] * (plain["dimensions"] - 2))
+        if plain.get("kept", False):
+            return cls.none()
         return cls(torch.tensor(plain["mean"]).reshape(shape), torch.tensor(plain["std"]).reshape(shape))
 
 
@@ -95,8 +107,9 @@ class Splits:
         test: for reporting; the inputs carry the shift, if any was asked for.
         unlabelled: training examples whose targets are hidden (-1), or None.
         normaliser: fitted on the inputs of `train`.
-        indices: rows of the data set in "train", "validation", "test" and, if there is one, "unlabelled".
+        indices: rows of the data set in "train", "validation", "test" and, if labels were hidden, "unlabelled".
         clean_targets: targets of `train` before label noise.
+        classes: name of each training class, empty where targets are numbers.
         target_mean: mean of the training targets (regression), else 0. The targets themselves are not scaled.
         target_std: standard deviation of the training targets (regression), else 1.
     """
@@ -108,5 +121,6 @@ class Splits:
     normaliser: Normaliser
     indices: dict[str, list[int]]
     clean_targets: Tensor
+    classes: tuple[str, ...] = ()
     target_mean: float = 0.0
     target_std: float = 1.0

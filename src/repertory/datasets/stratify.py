@@ -77,3 +77,22 @@ def cut(labels: Tensor, shares: Mapping[str, float], generator: torch.Generator)
         taken = taken + places
     parts["train"] = (ranks >= taken[labels]).nonzero().flatten()
     return parts
+
+
+def cut_groups(groups: Tensor, shares: Mapping[str, float], generator: torch.Generator) -> dict[str, Tensor]:
+    """Cut examples into parts that hold the given shares of the groups, at least 2 each, no group in two of them.
+
+    What is left over is the part "train".
+
+    Args:
+        groups: group of each example, int64 `(examples,)`, of twice as many groups as parts at least.
+        shares: share of the groups for each part.
+        generator: source of the choice.
+
+    Returns:
+        Sorted positions of each part.
+    """
+    numbers = groups.unique()
+    shares = {part: max(share, 2 / len(numbers)) for part, share in shares.items()}
+    chosen = cut(torch.zeros(len(numbers), dtype=torch.long), shares, generator)
+    return {part: torch.isin(groups, numbers[places]).nonzero().flatten() for part, places in chosen.items()}

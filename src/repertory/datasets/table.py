@@ -46,9 +46,9 @@ def load_table(
     """
     frame = read_frame(path)
     notes: list[str] = []
-    target = _known(path, frame, "target", target)
+    target = known_column(path, frame, "target", target)
     for name in drop:
-        if _known(path, frame, "drop", name) == target:
+        if known_column(path, frame, "drop", name) == target:
             raise OptionError(f"drop={name} is the target column; drop others or choose another target")
     frame = frame.drop(columns=list(drop))
     # A table saved with its row numbers has them in a column without a name.
@@ -91,7 +91,12 @@ def load_table(
     )
 
 
-def _known(path: Path, frame: pd.DataFrame, option: str, name: str | None) -> str:
+def known_column(path: Path, frame: pd.DataFrame, option: str, name: str | None) -> str:
+    """Return the name of a column that an option gives.
+
+    Raises:
+        OptionError: if there is no such column, with those that there are.
+    """
     if name in frame.columns:
         return str(name)
     listed = ", ".join(map(str, frame.columns))

@@ -1,6 +1,26 @@
 """Layers, and the surgery that puts them into a network."""
 
+from repertory.layers.batchformer import BatchFormer
+from repertory.layers.conv_stem import IBN, ConvStem, replace_patch_embed
 from repertory.layers.ebv import EBVHead
 from repertory.layers.fake_quantisation import FakeQuantise, fake_quantise, quantise_weights
+from repertory.layers.key_value_bottleneck import KeyValueBottleneck
+from repertory.layers.projection_head import FixedReweightingHead, ProjectionHead
+from repertory.layers.relationship_batch import RBI
+from repertory.layers.simplex import DSimplexClassifier
 
-__all__ = ["EBVHead", "FakeQuantise", "fake_quantise", "quantise_weights"]
+__all__ = [
+    "IBN",
+    "RBI",
+    "BatchFormer",
+    "ConvStem",
+    "DSimplexClassifier",
+    "EBVHead",
+    "FakeQuantise",
+    "FixedReweightingHead",
+    "KeyValueBottleneck",
+    "ProjectionHead",
+    "fake_quantise",
+    "quantise_weights",
+    "replace_patch_embed",
+]

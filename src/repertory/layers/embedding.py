@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from repertory.core.classifier import replace_classifier
 from repertory.errors import check_number
+from repertory.recipe import Part, Recipe
+
+_SHORTEST = 1e-12
+"""Vectors up to this length count as zero."""
+_HEAD = "repertory.layers.embedding:embedding_head"
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
-    """Return the vectors at length 1, in float32 or wider; a zero vector stays zero.
+    """Return the vectors at length 1, in float32 or wider; a zero vector stays zero, and no gradient flows to it.
 
     Args:
         vectors: `(..., dim)`.
@@ -18,7 +25,10 @@ def unit_rows(vectors: Tensor) -> Tensor:
     >>> unit_rows(torch.tensor([[3.0, 4.0]]))
     tensor([[0.6000, 0.8000]])
     """
-    return nn.functional.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    # Division by a floor, as is usual, would blow the gradient of a zero vector up by its inverse.
+    return wide / torch.where(length > _SHORTEST, length, math.inf)
 
 
 class UnitRows(nn.Module):
@@ -29,13 +39,14 @@ class UnitRows(nn.Module):
         return unit_rows(vectors)
 
 
-def embedding_head(model: nn.Module, outputs: int, dim: int = 64) -> nn.Module:
+def embedding_head(model: nn.Module, outputs: int, dim: int = 64, unit: bool = True) -> nn.Module:
     """Replace the network's classifier in place by a linear map to `dim` numbers, scaled to length 1.
 
     Args:
         model: the network; its last linear layer is replaced.
         outputs: number of classes, on which an embedding does not depend.
         dim: size of the embedding.
+        unit: scale to length 1; False leaves the numbers as they are.
 
     Returns:
         The network.
@@ -49,4 +60,25 @@ def embedding_head(model: nn.Module, outputs: int, dim: int = 64) -> nn.Module:
     torch.Size([5, 2])
     """
     check_number("dim", dim, minimum=1, integer=True)
+    if not unit:
+        return replace_classifier(model, lambda features: nn.Linear(features, dim))
     return replace_classifier(model, lambda features: nn.Sequential(nn.Linear(features, dim), UnitRows()))
+
+
+def with_embedding(recipe: Recipe, dim: int, slug: str | None, unit: bool = True) -> Recipe:
+    """Return the recipe with a network that ends in an embedding, whether it ended in one before or not.
+
+    Args:
+        recipe: the baseline.
+        dim: size of the embedding.
+        slug: the method that asks for it.
+        unit: scale to length 1.
+
+    >>> recipe = Recipe(*(Part("torch.nn:Identity") for _ in range(3)))
+    >>> [part.options for part in with_embedding(with_embedding(recipe, 64, None), 8, "mine").surgery]
+    [{'dim': 8}]
+    """
+    options = {"dim": dim} if unit else {"dim": dim, "unit": False}
+    head = Part(_HEAD, options, slug)
+    others = tuple(part for part in recipe.surgery if part.factory != _HEAD)
+    return recipe.replace(surgery=(*others, head))

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 from repertory.card import Card
 from repertory.errors import OptionError, check_choice, check_number
-from repertory.layers.embedding import unit_rows
+from repertory.layers.embedding import unit_rows, with_embedding
 from repertory.recipe import Part, Recipe
 
 CARD = Card(
@@ -69,6 +69,7 @@ CARD = Card(
         "lr_scale": 100.0,
         "reduction": "mean",
     },
+    scenarios=("supervised", "retrieval"),
     needs=("classes",),
     owns=("head",),
     search={"scale": (5.0, 40.0), "gamma": (0.03, 0.3)},
@@ -219,5 +220,5 @@ def edit(recipe: Recipe, dim: int = 64, **options: Any) -> Recipe:
     """Embed instead of classifying, and train with SoftTriple; its centres keep the authors' learning rate."""
     rate = recipe.optimizer.options.get("lr") or _CENTER_LR
     options = {"dim": dim, "lr_scale": _CENTER_LR / rate, **options}
-    recipe = recipe.add("surgery", Part("repertory.layers.embedding:embedding_head", {"dim": dim}, "softtriple"))
+    recipe = with_embedding(recipe, dim, "softtriple")
     return recipe.replace(criterion=Part("repertory.losses.softtriple:SoftTripleLoss", options, "softtriple"))

@@ -10,10 +10,13 @@ from repertory.models.poolformer import (
     poolformer_tiny,
 )
 from repertory.models.small import conv1d, mlp, small_cnn
+from repertory.models.text import HashedText, hugging_face
 
 __all__ = [
+    "HashedText",
     "MetaFormer",
     "conv1d",
+    "hugging_face",
     "mlp",
     "poolformer_m36",
     "poolformer_m48",

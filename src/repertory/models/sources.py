@@ -1,4 +1,4 @@
-"""Networks by what a user types: of timm, of this package, or of a package of the user's own."""
+"""Networks by what a user types: of timm, of Hugging Face, of this package, or of a package of the user's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from repertory.recipe import Part, parse_options
 
 
 def model_part(text: str, option: str = "--model") -> Part:
-    """Read `timm:NAME`, `repertory:NAME` or `package.module:factory`, each with `:option=value,...`.
+    """Read `timm:NAME`, `hf:NAME`, `repertory:NAME` or `package.module:factory`, each with `:option=value,...`.
 
     Args:
         text: what was typed.
@@ -26,10 +26,14 @@ def model_part(text: str, option: str = "--model") -> Part:
     source, colon, rest = text.partition(":")
     name, _, options = rest.partition(":")
     if not source or not colon or not name:
-        raise UserError(f"{option} {text!r} is not of the form timm:NAME, repertory:NAME or package.module:factory")
+        raise UserError(
+            f"{option} {text!r} is not of the form timm:NAME, hf:NAME, repertory:NAME or package.module:factory"
+        )
     given = parse_options(options, text)
     if source == "timm":
         return Part("repertory.models.sources:from_timm", {"name": name, **given})
+    if source == "hf":
+        return Part("repertory.models.text:hugging_face", {"name": name, "pretrained": True, **given})
     if source == "repertory":
         from repertory import models
 

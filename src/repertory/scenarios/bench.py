@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +24,9 @@ from repertory.recipe import Recipe, locate
 from repertory.training.budget import Budget
 from repertory.training.build import build_learner
 from repertory.training.checkpoint import load_checkpoint, save_checkpoint
-from repertory.training.evaluate import higher_is_better, main_metric, metrics, predict
+from repertory.training.evaluate import embed, higher_is_better, main_metric, metrics, predict
 from repertory.training.learner import Learner
-from repertory.training.loaders import BatchLoader
+from repertory.training.loaders import BatchLoader, Sampler
 from repertory.training.loop import train
 
 Progress = Callable[[float], None]
@@ -73,6 +74,7 @@ class Bench:
         self.in_shape = in_shape
         self.outputs = outputs
         self.task = task
+        self.metric = main_metric(task)
         self.seed = seed
         self.budget = budget
         self.device = torch.device(device)
@@ -110,6 +112,8 @@ class Bench:
         lr_scale: float = 1.0,
         weight_decay_scale: float = 1.0,
         rows: Tensor | None = None,
+        objective: Method | None = None,
+        part: str = "train",
     ) -> Learner:
         """Train the model in place as the recipe says, and return it.
 
@@ -120,6 +124,8 @@ class Bench:
             lr_scale: factor on the recipe's learning rate.
             weight_decay_scale: factor on its weight decay.
             rows: train on these rows of the training part only `(n,)`; None takes what curation left.
+            objective: takes the place of the recipe's methods, and trains without labels on all examples of `part`.
+            part: "train", "validation" or "unlabelled"; others than the first with an objective only.
 
         Raises:
             DivergedError: if the loss stops being finite.
@@ -127,27 +133,16 @@ class Bench:
         if share <= 0:
             return model
         recipe, fabric = self.recipe, self._fabric
-        methods = [part.build() for part in recipe.methods]
-        loader = BatchLoader(
-            self.splits.train.inputs,
-            self._targets(self.splits.train),
-            batch_size=recipe.batch_size,
-            seed=self.seed,
-            name=name,
-            normaliser=self.splits.normaliser,
-            augment=recipe.augment,
-            rows=self._rows if rows is None else rows,
-            sampler=None if recipe.sampler is None else recipe.sampler.build(),
-            views=2 if any("views" in method.needs for method in methods) else 0,
-        )
+        methods = [made.build() for made in recipe.methods] if objective is None else [objective]
+        tasks = self._tasks(self._rows if rows is None else rows) if objective is None else [(rows, None)]
         step = Step(
             model.network,
             functools.partial(self._optimizer, lr_scale, weight_decay_scale),
             model.criterion,
             methods,
             streams=self._streams(methods, name),
-            epochs=recipe.epochs * share,
-            examples=len(self.splits.train),
+            epochs=recipe.epochs * share * len(tasks),
+            examples=len(self._examples(part)),
             classes=self.outputs if self.task == "classification" else None,
             seed=self.seed,
             accumulate=recipe.accumulate,
@@ -158,12 +153,13 @@ class Bench:
         model.network = step.run.model
         saved = None if self._checkpoints is None else self._checkpoints / f"{name}.pt"
         budget = self._budget(share)
+        cost: dict[str, Any] = {"seconds": 0.0, "peak_bytes": 0}
 
         def on_epoch(progress: float, record: dict[str, Any]) -> None:
             start = time.perf_counter()
             validation = self.evaluate(model, "validation")
             total = {"passes": self.counts.passes + record["passes"], "seconds": self.seconds + record["seconds"]}
-            place = {"stage": name, "progress": self._spent + share * progress, "steps": step.run.counts.steps}
+            place = {"stage": stage, "progress": self._spent + share * progress, "steps": step.run.counts.steps}
             self.curve.append({**record, **total, **place, "validation": validation})
             if self._on_record is not None:
                 self._on_record(self.curve[-1])
@@ -174,18 +170,26 @@ class Bench:
             self._aside += time.perf_counter() - start
 
         with seeded(self.seed, f"{name}/training"):
-            earlier = load_checkpoint(saved, step, loader) if saved is not None and saved.exists() else 0.0
-            cost = train(
-                step,
-                loader,
-                budget,
-                schedule=recipe.schedule,
-                warmup=recipe.warmup,
-                on_epoch=on_epoch,
-                # The watch sees every operation of this process; it is not made for those of several.
-                watch_memory=self.peak_bytes == 0 and (fabric is None or self.device.type == "cuda"),
-                seconds=earlier,
-            )
+            for number, task in enumerate(tasks):
+                stage = name if len(tasks) == 1 else f"{name}/{number}"
+                loader = self._loader(methods, stage, *task, part=part)
+                if saved is not None and saved.exists():
+                    cost["seconds"] = load_checkpoint(saved, step, loader)
+                cost = train(
+                    step,
+                    loader,
+                    budget,
+                    schedule=recipe.schedule,
+                    warmup=recipe.warmup,
+                    on_epoch=on_epoch,
+                    # The watch sees every operation of this process; it is not made for those of several.
+                    watch_memory=number == len(tasks) - 1
+                    and self.peak_bytes == 0
+                    and (fabric is None or self.device.type == "cuda"),
+                    seconds=cost["seconds"],
+                    span=(number / len(tasks), (number + 1) / len(tasks)),
+                )
+                self._task_end(step, model)
         self.seconds += cost["seconds"]
         self._spent += share
         counts = step.run.counts
@@ -228,10 +232,18 @@ class Bench:
 
     def score(self, model: nn.Module) -> float:
         """Return the validation metric, turned so that higher is better; the passes are counted."""
-        name = main_metric(self.task)
-        value = self.evaluate(model, "validation")[name]
+        value = self.evaluate(model, "validation")[self.metric]
         self.count(forward=len(self.splits.validation))
-        return value if higher_is_better[name] else -value
+        return value if higher_is_better[self.metric] else -value
+
+    def embed(self, model: Learner, part: str) -> tuple[Tensor, Tensor]:
+        """Return what a part of the data is searched by `(examples, dim)`, and its targets; counted."""
+        self.count(forward=len(self._examples(part)))
+        return self.embeddings(model, part), self._examples(part).targets
+
+    def embeddings(self, model: nn.Module, part: str) -> Tensor:
+        """Return what a part of the data is searched by `(examples, dim)`, for the record only: nothing is counted."""
+        return embed(model, self._examples(part).inputs, self.splits.normaliser)
 
     def batches(self, part: str = "train") -> Iterator[dict[str, Any]]:
         """Yield normalised batches of a part in the data's order, without augmentation."""
@@ -252,20 +264,47 @@ class Bench:
         self.counts.backward += backward
         self.counts.steps += steps
 
+    def _tasks(self, rows: Tensor | None) -> Sequence[tuple[Tensor | None, Sampler | None]]:
+        """What one training learns one after the other: rows of the training part, and the order they are taken in."""
+        sampler = self.recipe.sampler
+        return [(rows, None if sampler is None else sampler.build())]
+
+    def _task_end(self, step: Step, model: Learner) -> None:
+        """Called when the training has spent a task's share of the budget."""
+
+    def _loader(
+        self, methods: Sequence[Method], name: str, rows: Tensor | None, sampler: Sampler | None, part: str = "train"
+    ) -> BatchLoader:
+        examples = self._examples(part)
+        return BatchLoader(
+            examples.inputs,
+            self._targets(examples),
+            batch_size=self.recipe.batch_size,
+            seed=self.seed,
+            name=name,
+            normaliser=self.splits.normaliser,
+            augment=self.recipe.augment,
+            rows=rows,
+            sampler=sampler,
+            views=2 if any("views" in method.needs for method in methods) else 0,
+        )
+
     def _streams(self, methods: Sequence[Method], name: str) -> dict[str, BatchLoader]:
         """Loaders of what the methods ask for beside the training examples; never of the test part."""
         streams = {}
+        strong = any("views:weak-strong" in method.needs for method in methods)
         for stream in streams_needed(methods):
             examples: Examples | None = getattr(self.splits, stream)
             if examples is not None:
                 streams[stream] = BatchLoader(
                     examples.inputs,
                     self._targets(examples),
-                    batch_size=self.recipe.batch_size,
+                    batch_size=self.recipe.batch_size * max(m.stream_sizes.get(stream, 1) for m in methods),
                     seed=self.seed,
                     name=f"{name}/{stream}",
                     normaliser=self.splits.normaliser,
                     augment=self.recipe.augment if stream == "unlabelled" else "none",
+                    views="weak-strong" if (stream, strong) == ("unlabelled", True) else 0,
                 )
         return streams
 
@@ -282,7 +321,7 @@ class Bench:
         return examples
 
     def _targets(self, examples: Examples) -> Tensor:
-        if self.task == "classification":
+        if self.task != "regression":
             return examples.targets
         return ((examples.targets - self.splits.target_mean) / self.splits.target_std)[:, None]
 
@@ -299,6 +338,17 @@ class Bench:
             if "weight_decay" in group:
                 group["weight_decay"] = group["weight_decay"] * weight_decay_scale
         return optimizer
+
+
+def cost_of(bench: Bench) -> dict[str, float]:
+    """Return what a run has cost: forward, backward (examples), steps, passes, seconds, peak_bytes."""
+    counts = bench.counts
+    return {
+        **dataclasses.asdict(counts),
+        "passes": counts.passes,
+        "seconds": bench.seconds,
+        "peak_bytes": bench.peak_bytes,
+    }
 
 
 def streams_needed(methods: Sequence[Method]) -> list[str]:

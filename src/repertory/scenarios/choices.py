@@ -108,11 +108,11 @@ def check_arm(each: Arm, dataset: Dataset) -> Learner:
     recipe = each.recipe
     try:
         learner = build_learner(recipe, dataset.in_shape, dataset.outputs, seed=0)
-        for part in (*recipe.curation, *recipe.after):
+        for part in (*recipe.curation, *recipe.before, *recipe.after):
             build_part(part)
         if recipe.train_share > 0:
             methods = [part.build() for part in recipe.methods]
-            offered = {"validation"} | ({"unlabelled"} if "labels" in dataset.corruptions else set())
+            offered = {"validation"} | ({"unlabelled"} if dataset.some_unlabelled else set())
             Step(
                 learner.network,
                 recipe.optimizer.build,

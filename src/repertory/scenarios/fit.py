@@ -14,9 +14,10 @@ from torch import nn
 
 from repertory.core.sharded import whole
 from repertory.errors import ConflictError, DivergedError, OptionError, UserError, check_choice, check_number
-from repertory.scenarios import supervised
 from repertory.scenarios.choices import Source, check_arm, chosen_recipe, device_of
 from repertory.scenarios.methods import Arm, arm
+from repertory.scenarios.registry import SCENARIOS, suitable
+from repertory.scenarios.registry import scenario as scenario_of
 from repertory.training.learner import Learner
 from repertory.training.saved import SavedModel, load, save_model
 
@@ -32,6 +33,7 @@ def fit(
     out: str | Path,
     target: str | None = None,
     model: str | None = None,
+    scenario: str | None = None,
     seed: int = 0,
     epochs: int | None = None,
     device: str = "auto",
@@ -57,6 +59,7 @@ def fit(
         out: folder of the model.
         target: column of the target, for tables.
         model: "timm:NAME", "repertory:NAME" or "package.module:factory".
+        scenario: kind of problem; found from the methods when not given.
         seed: decides split, weights and order.
         epochs: passes over the training set (30).
         device: "auto", "cpu", "cuda", ...
@@ -91,14 +94,23 @@ def fit(
         check_choice("logger", logger, LOGGERS)
     _check_folder(folder, resume)
     chosen = device_of(device)
+    if scenario is not None:
+        check_choice("scenario", scenario, SCENARIOS)
     dataset = Source(data, target, image_size, skip_bad).load()
-    recipe, _ = chosen_recipe(dataset, model=model, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment)
-    wanted = arm(methods, recipe, dataset.task, "supervised") if methods else Arm("baseline", (), recipe)
+    kind = scenario or suitable([methods] if methods else [], dataset)
+    setting = scenario_of(kind)
+    dataset = setting.view(dataset)
+    recipe, _ = chosen_recipe(
+        dataset, scenario=kind, model=model, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment
+    )
+    wanted = arm(methods, recipe, dataset.task, kind) if methods else Arm("baseline", (), recipe)
     untrained = check_arm(wanted, dataset)
     several = devices * nodes > 1 or strategy != "auto"
     if several:
         _check_several(wanted, untrained, devices * nodes, strategy)
     decisive = [wanted.recipe.to_dict(), dataset.describe()["fingerprint"], seed, precision]
+    if kind != "supervised":
+        decisive.append(kind)
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     if (folder / "model.json").exists():
         return _finished(folder, fingerprint)
@@ -107,11 +119,11 @@ def fit(
     begun = _begin(folder, fingerprint) if _first_process() else True
     fabric = _fabric(chosen, devices, nodes, strategy) if several else None
     try:
-        outcome = supervised.run(
+        outcome = setting.run(
             wanted.recipe,
             dataset,
             seed=seed,
-            budget=supervised.budget_of("steps", wanted.recipe, dataset, dataset.prepare(seed)),
+            budget=setting.budget_of("steps", wanted.recipe, dataset, dataset.prepare(seed)),
             device=chosen if fabric is None else str(fabric.device),
             precision=precision,
             fabric=fabric,
@@ -164,7 +176,7 @@ def _check_folder(folder: Path, resume: bool) -> None:
 
 def _check_several(wanted: Arm, untrained: Learner, processes: int, strategy: str) -> None:
     recipe = wanted.recipe
-    if recipe.curation or recipe.after:
+    if recipe.curation or recipe.before or recipe.after:
         raise UserError(
             f"{wanted.label} chooses data or changes the model outside of training, which runs on one "
             "device; use --devices 1"

@@ -92,7 +92,8 @@ def arm(text: str, baseline: Recipe, task: str, scenario: str) -> Arm:
         taken = {slot for slot in _SLOTS if getattr(edited, slot) != getattr(recipe, slot)} | set(owns)
         if slug in slugs:
             raise ConflictError(f"{text}: {slug} is named twice; name it once, with the options that you want")
-        for slot in sorted(taken & owner.keys()):
+        inner = _built_around(edited.criterion, recipe.criterion)
+        for slot in sorted(slot for slot in taken & owner.keys() if owner[slot] != inner):
             raise ConflictError(
                 f"{owner[slot]} and {slug} both replace the {slot} and cannot be combined; compare them side by side "
                 f"instead: {owner[slot]} {slug}"
@@ -107,6 +108,11 @@ def arm(text: str, baseline: Recipe, task: str, scenario: str) -> Arm:
     return Arm(text, tuple(slugs), recipe)
 
 
+def _built_around(new: Part, old: Part) -> str | None:
+    """The method whose criterion is an option of the new one, which then goes with it; None where there is none."""
+    return old.slug if old.to_dict() in new.options.values() else None
+
+
 def _edit(
     name: str, options: Mapping[str, Any], recipe: Recipe, task: str, scenario: str
 ) -> tuple[str, Recipe, tuple[str, ...]]:
@@ -119,9 +125,8 @@ def _edit(
     if scenario not in card.scenarios:
         raise UserError(f"{name} plays in the scenario {' or '.join(card.scenarios)}, not in {scenario}; leave it out")
     if "classes" in card.needs and task != "classification":
-        raise ConflictError(
-            f"{name} needs classes, but the target is a number ({task}); leave it out, or read the target as classes"
-        )
+        given = "the data are pairs of texts" if task == "pairs" else f"the target is a number ({task})"
+        raise ConflictError(f"{name} needs classes, but {given}; leave it out, or read the target as classes")
     edit = importlib.import_module(entry.module).edit
     own = {
         key for key, p in inspect.signature(edit).parameters.items() if p.kind is not p.VAR_KEYWORD and key != "recipe"
@@ -165,7 +170,7 @@ def parts_of(recipe: Recipe) -> list[Part]:
     """Return every part of a recipe."""
     return [
         recipe.model, recipe.criterion, recipe.optimizer,
-        *recipe.surgery, *recipe.methods, *recipe.curation, *recipe.after,
+        *recipe.surgery, *recipe.methods, *recipe.curation, *recipe.before, *recipe.after,
         *([] if recipe.sampler is None else [recipe.sampler]),
     ]  # fmt: skip
 

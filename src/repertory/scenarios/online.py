@@ -18,13 +18,13 @@ from repertory.core.step import Step
 from repertory.datasets import Dataset, Splits
 from repertory.errors import DivergedError, OptionError
 from repertory.recipe import Part, Recipe
-from repertory.scenarios.registry import Outcome
+from repertory.scenarios.registry import Outcome, refuse_options
 from repertory.training.budget import Budget, Stopwatch
 from repertory.training.build import build_learner
 from repertory.training.loaders import BatchLoader
 from repertory.training.loop import learning_rate_factor
 
-__all__ = ["baseline", "best_fixed", "budget_of", "default_model", "main_metric", "run"]
+__all__ = ["baseline", "best_fixed", "budget_of", "default_model", "main_metric", "run", "view"]
 
 _ROUNDS = 2000
 """About as many rounds as a stream is given; one example a round where it is shorter."""
@@ -36,6 +36,16 @@ _LARGEST_SOLVE = 2**31
 def main_metric(task: str) -> str:
     """Return the metric a comparison is judged by: the mean loss of the predictions made before each update."""
     return "online_loss"
+
+
+def view(dataset: Dataset) -> Dataset:
+    """Return the data as they are.
+
+    Raises:
+        OptionError: if they have options that only another scenario reads.
+    """
+    refuse_options(dataset, "online")
+    return dataset
 
 
 def default_model(dataset: Dataset) -> tuple[Part, str]:

@@ -10,13 +10,13 @@ from typing import Any, Protocol, cast
 
 from repertory import catalogue
 from repertory.datasets import Dataset, Splits
-from repertory.errors import UserError, check_choice
+from repertory.errors import OptionError, UserError, check_choice
 from repertory.recipe import Part, Recipe
 from repertory.scenarios.methods import parse
 from repertory.training.budget import Budget
 from repertory.training.learner import Learner
 
-SCENARIOS: tuple[str, ...] = ("supervised", "online")
+SCENARIOS: tuple[str, ...] = ("supervised", "online", "retrieval", "continual", "semi_supervised")
 """Names of the scenarios, each a module of this folder; the first that suits is taken."""
 
 
@@ -30,6 +30,8 @@ class Outcome:
         curve: records in the order of training, each with `passes` and the metrics it was judged by.
         cost: steps, forward and backward (examples), passes, seconds, peak_bytes.
         splits: the data it was trained on.
+        tables: further results as columns of plain values, by name, to be kept as Parquet files.
+        neighbours: queries with what they found, as `repertory.retrieval.sheet` makes them.
     """
 
     learner: Learner
@@ -37,6 +39,8 @@ class Outcome:
     curve: list[dict[str, Any]]
     cost: dict[str, float]
     splits: Splits = field(repr=False)
+    tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict, repr=False)
+    neighbours: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 class Scenario(Protocol):
@@ -44,6 +48,10 @@ class Scenario(Protocol):
 
     def main_metric(self, task: str) -> str:
         """Return the metric that a comparison is judged by for "classification" or "regression"."""
+        ...
+
+    def view(self, dataset: Dataset) -> Dataset:
+        """Return the data as this scenario cuts them, or raise a UserError where they do not suit it."""
         ...
 
     def default_model(self, dataset: Dataset) -> tuple[Part, str]:
@@ -89,11 +97,45 @@ def scenario(name: str) -> Scenario:
     return cast(Scenario, importlib.import_module(f"repertory.scenarios.{name}"))
 
 
-def suitable(methods: Iterable[str]) -> str:
-    """Return the first scenario in which all methods play.
+def refuse_options(dataset: Dataset, name: str) -> None:
+    """Refuse pairs of texts, and options of the data, that only another scenario reads.
+
+    Args:
+        dataset: the data.
+        name: of the scenario.
+
+    Raises:
+        OptionError: if there are any.
+    """
+    if dataset.task == "pairs" and name != "retrieval":
+        raise OptionError(
+            f"{dataset.name} has pairs of texts, which scenario {name} has no use for; add --scenario retrieval"
+        )
+    if dataset.apart and name != "retrieval":
+        raise OptionError(
+            f"{dataset.name}: the test part has other classes than the training part, which only a search has use for; "
+            "add --scenario retrieval, or give both the same classes"
+        )
+    for reader, options in (("retrieval", dataset.search), ("continual", dataset.sequence)):
+        for key, value in options.items() if reader != name else ():
+            raise OptionError(f"{key}={value} has no use in scenario {name}; add --scenario {reader}, or leave it out")
+
+
+def asked_for(dataset: Dataset) -> tuple[str, ...]:
+    """Return the scenarios that the data are made for: one that reads their options, or all."""
+    if dataset.task == "pairs" or dataset.search or dataset.apart:
+        return ("retrieval",)
+    return ("continual",) if dataset.sequence else SCENARIOS
+
+
+def suitable(methods: Iterable[str], dataset: Dataset | None = None) -> str:
+    """Return the scenario in which all methods play, of those that the data have options or a task for.
+
+    Of several it is the one that the methods' cards name first, all taken together.
 
     Args:
         methods: as the user typed them; methods outside the catalogue, and instruments, do not count.
+        dataset: the data, None for data that leave it to the methods.
 
     Raises:
         UserError: if there is none.
@@ -104,8 +146,10 @@ def suitable(methods: Iterable[str]) -> str:
     known = catalogue.entries()
     named = dict.fromkeys(name for text in methods for name, _ in parse(text))
     names = [name for name in named if name in known and known[name].card.scenarios]
-    for each in SCENARIOS:
-        if all(each in known[name].card.scenarios for name in names):
-            return each
+    possible = SCENARIOS if dataset is None else asked_for(dataset)
+    common = [each for each in possible if all(each in known[name].card.scenarios for name in names)]
+    if common:
+        return min(common, key=lambda each: sum(known[name].card.scenarios.index(each) for name in names))
     listed = "; ".join(f"{name}: {' or '.join(known[name].card.scenarios)}" for name in names)
-    raise UserError(f"no scenario suits all of these methods ({listed}); compare those of one scenario at a time")
+    data = "" if dataset is None or possible == SCENARIOS else f" and {dataset.spec}"
+    raise UserError(f"no scenario suits all of these methods ({listed}){data}; compare those of one scenario at a time")

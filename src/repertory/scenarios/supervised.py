@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 from repertory.datasets import Dataset, Splits
 from repertory.errors import DivergedError
 from repertory.recipe import Part, Recipe
-from repertory.scenarios.bench import Bench
-from repertory.scenarios.registry import Outcome
+from repertory.scenarios.bench import Bench, cost_of
+from repertory.scenarios.registry import Outcome, refuse_options
 from repertory.training.budget import Budget, baseline_amount
 from repertory.training.evaluate import main_metric
+from repertory.training.learner import Learner
 from repertory.training.loaders import BatchLoader
 
-__all__ = ["baseline", "budget_of", "default_model", "main_metric", "run"]
+__all__ = ["baseline", "budget_of", "default_model", "main_metric", "run", "view"]
 _EPOCHS = 30
 
 
@@ -129,24 +129,43 @@ def run(
         on_progress=on_progress,
         on_record=on_record,
     )
-    learner = bench.fresh_model()
-    for part in recipe.curation:
-        with bench.timed():
-            bench.keep(part.build().choose(bench))
-    learner = bench.train(learner, recipe.train_share)
-    for part in recipe.after:
-        with bench.timed():
-            learner = part.build().apply(learner, bench)
+    learner, _ = trained(bench)
     found = {part: bench.evaluate(learner, part) for part in ("validation", "test")}
     for judged, values in found.items():
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise DivergedError(f"the trained model's {bad[0]} on the {judged} part is {values[bad[0]]}")
-    counts = bench.counts
-    cost = {
-        **dataclasses.asdict(counts),
-        "passes": counts.passes,
-        "seconds": bench.seconds,
-        "peak_bytes": bench.peak_bytes,
-    }
-    return Outcome(learner, found, bench.curve, cost, splits)
+    return Outcome(learner, found, bench.curve, cost_of(bench), splits)
+
+
+def trained(bench: Bench) -> tuple[Learner, list[Any]]:
+    """Train a fresh model as the bench's recipe says: curation, what comes before training, training, what comes after.
+
+    Returns:
+        The model, and the built parts of what was done after training.
+    """
+    recipe = bench.recipe
+    learner = bench.fresh_model()
+    for part in recipe.curation:
+        with bench.timed():
+            bench.keep(part.build().choose(bench))
+    for part in recipe.before:
+        with bench.timed():
+            learner = part.build().apply(learner, bench)
+    learner = bench.train(learner, recipe.train_share)
+    after = [part.build() for part in recipe.after]
+    for each in after:
+        if hasattr(each, "apply"):
+            with bench.timed():
+                learner = each.apply(learner, bench)
+    return learner, after
+
+
+def view(dataset: Dataset) -> Dataset:
+    """Return the data as they are.
+
+    Raises:
+        OptionError: if they have options that only another scenario reads.
+    """
+    refuse_options(dataset, "supervised")
+    return dataset

@@ -17,7 +17,7 @@ from repertory.core.randomness import seeded
 from repertory.core.step import Step
 from repertory.recipe import locate
 from repertory.testing.subject import Subject
-from repertory.testing.tiny import BATCH, CLASSES, EXAMPLES, STEPS, TinyStream, baseline_recipe, batch
+from repertory.testing.tiny import BATCH, CLASSES, EXAMPLES, STEPS, TinyStream, batch
 from repertory.training.build import build_learner
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -34,7 +34,7 @@ def build_step(
         baseline: leave the subject out.
         more: for `Step`.
     """
-    recipe, chosen = baseline_recipe(), {**subject.tiny.options, **(options or {})}
+    recipe, chosen = subject.baseline, {**subject.tiny.options, **(options or {})}
     if not baseline and subject.edit is not None:
         recipe = subject.edit(recipe, **chosen)
     learner = build_learner(recipe, subject.tiny.in_shape, CLASSES, seed=0)

@@ -23,7 +23,6 @@ from repertory.recipe import Recipe
 from repertory.testing.assembly import build_step, run_steps
 from repertory.testing.check import TRAINED, NotApplicable, check, require
 from repertory.testing.subject import Subject
-from repertory.testing.tiny import baseline_recipe
 from repertory.testing.use import AFTER, outcome, use
 
 SECTIONS = ("Idea", "Use it when", "Do not use it when", "Equations", "Defaults", "Cost", "Claim")
@@ -168,10 +167,10 @@ def edit_returns_a_recipe_that_differs(subject: Subject) -> None:
     """`edit` changes the baseline recipe, leaves the original alone, and the result survives saving."""
     if subject.edit is None:
         raise NotApplicable("it has no name that edits a recipe")
-    original = baseline_recipe()
+    original = subject.baseline
     edited = subject.edit(original, **subject.tiny.options)
     require(isinstance(edited, Recipe), f"edit returned a {type(edited).__name__}")
-    require(original == baseline_recipe(), "edit changed the recipe it was given")
+    require(original == subject.baseline, "edit changed the recipe it was given")
     require(edited != original, "edit returned the recipe as it was")
     read = Recipe.from_dict(json.loads(json.dumps(edited.to_dict())))
     require(

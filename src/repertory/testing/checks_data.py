@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from repertory.testing.assembly import difference, through_a_file
@@ -30,8 +32,8 @@ def selection(subject: Subject) -> None:
 @check(*AFTER)
 def apply_gives_a_model(subject: Subject) -> None:
     """`apply` returns a model with one finite output a class, and leaves its mode and gradients in order."""
-    _needs_apply(subject)
-    _, model, bench = applied(subject)
+    changes, model, bench = applied(subject)
+    _needs_apply(changes)
     outputs = bench.predict(model, "train")
     require(outputs.shape == (EXAMPLES, CLASSES), f"the outputs have shape {tuple(outputs.shape)}")
     require(outputs.isfinite().all(), "an output is not finite")
@@ -40,16 +42,17 @@ def apply_gives_a_model(subject: Subject) -> None:
 @check(*AFTER)
 def saved_model_is_rebuilt(subject: Subject) -> None:
     """The changed model's state loads into a model that is built anew, which then gives the same outputs."""
-    _needs_apply(subject)
-    part, model, bench = applied(subject)
+    changes, model, bench = applied(subject)
+    _needs_apply(changes)
     fresh = bench.fresh_model("another")
-    if hasattr(part, "rebuild"):
-        fresh = part.rebuild(fresh, CLASSES)
+    for change in changes:
+        if hasattr(change, "rebuild"):
+            fresh = change.rebuild(fresh, CLASSES)
     fresh.load_state_dict(through_a_file(model.state_dict()))
     found = difference(bench.predict(fresh, "train"), bench.predict(model, "train"), name="the output")
     require(not found, f"of the rebuilt model, {found}")
 
 
-def _needs_apply(subject: Subject) -> None:
-    if subject.edit is None and not hasattr(subject.entry, "apply"):
+def _needs_apply(changes: list[Any]) -> None:
+    if not any(hasattr(change, "apply") for change in changes):
         raise NotApplicable("it changes no model")

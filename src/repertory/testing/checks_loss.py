@@ -44,7 +44,7 @@ def reduction(subject: Subject) -> None:
 @check("loss")
 def per_example(subject: Subject) -> None:
     """With `reduction="none"` there is one value an example, which does not depend on the others."""
-    if subject.card is not None and subject.card.across_batch:
+    if subject.across_batch:
         raise NotApplicable("it compares the examples of a batch with each other")
     values = _reduced(subject, "none")
     require(values.shape == (4,), f"for 4 examples the shape is {tuple(values.shape)}")

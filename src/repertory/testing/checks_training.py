@@ -89,7 +89,7 @@ def resume_mid_epoch_is_exact(subject: Subject) -> None:
 @check(*TRAINED)
 def accumulate_equals_one_batch(subject: Subject) -> None:
     """Two micro-batches make the update of one whole batch."""
-    if subject.card is not None and subject.card.across_batch:
+    if subject.across_batch:
         raise NotApplicable("the examples of a micro-batch are compared with each other only")
     found = difference(trained(subject), trained(subject, accumulate=2), rtol=_RTOL, atol=_ATOL)
     require(not found, f"two micro-batches give another update than one batch: {found}")

@@ -17,8 +17,8 @@ from repertory.card import Card
 from repertory.catalogue import Entry, get
 from repertory.core.method import Method
 from repertory.errors import UserError
-from repertory.recipe import Recipe, locate
-from repertory.testing.tiny import CLASSES, TINY, Tiny, network
+from repertory.recipe import Part, Recipe, locate
+from repertory.testing.tiny import CLASSES, TINY, Tiny, baseline_recipe, network
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,17 @@ class Subject:
     def edit(self) -> Callable[..., Recipe] | None:
         """How the method changes a recipe; None for a class that has no card."""
         return getattr(self.module, "edit", None) if self.card else None
+
+    @property
+    def baseline(self) -> Recipe:
+        """The recipe that the method edits in the checks: that of the scenario its card names first."""
+        named = self.card.scenarios if self.card is not None else ()
+        return baseline_recipe(*named[:1]).replace(model=Part(self.tiny.model))
+
+    @property
+    def across_batch(self) -> bool:
+        """Whether it compares the examples of a batch: as its card says, or its attribute where it has no card."""
+        return self.card.across_batch if self.card else bool(getattr(self.entry, "across_batch", False))
 
     @property
     def signature(self) -> Mapping[str, inspect.Parameter]:

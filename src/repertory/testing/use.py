@@ -12,13 +12,13 @@ from torch import Tensor
 
 from repertory.core.randomness import seeded
 from repertory.datasets import Examples, Normaliser, Splits
-from repertory.recipe import Recipe
+from repertory.recipe import Recipe, locate
 from repertory.record import Record
 from repertory.scenarios.bench import Bench
 from repertory.testing.assembly import trained
 from repertory.testing.check import TRAINED, NotApplicable
 from repertory.testing.subject import Subject
-from repertory.testing.tiny import CLASSES, EXAMPLES, STEPS, baseline_recipe, network, problem
+from repertory.testing.tiny import CLASSES, EXAMPLES, STEPS, network, problem
 from repertory.training.budget import Budget
 from repertory.training.learner import Learner
 
@@ -35,7 +35,8 @@ def outcome(subject: Subject, options: Mapping[str, Any] | None = None, *, basel
         baseline: leave the subject out.
 
     Returns:
-        The weights, where the subject takes part in training; else the final outputs and the chosen rows.
+        The weights, where the subject takes part in training; else the final outputs (of what refines embeddings, the
+        refined embeddings) and the chosen rows.
     """
     if subject.kind in TRAINED:
         return trained(subject, options, baseline=baseline)
@@ -43,8 +44,8 @@ def outcome(subject: Subject, options: Mapping[str, Any] | None = None, *, basel
         if baseline:
             raise NotApplicable("it changes no model")
         inputs, targets = arrays(subject)
-        return {"outputs": torch.as_tensor(subject.make(**(options or {})).fit(inputs, targets).predict(inputs))}
-    bench = tiny_bench(subject, baseline_recipe() if baseline else edited(subject, options))
+        return {"outputs": torch.as_tensor(answers(subject.make(**(options or {})).fit(inputs, targets), inputs))}
+    bench = tiny_bench(subject, subject.baseline if baseline else edited(subject, options))
     parts = [part.build() for part in bench.recipe.curation]
     changes = [part.build() for part in bench.recipe.after]
     if subject.edit is None and not baseline:
@@ -53,24 +54,46 @@ def outcome(subject: Subject, options: Mapping[str, Any] | None = None, *, basel
     learner, rows = bench.fresh_model(), torch.arange(EXAMPLES)
     for part in parts:
         rows = part.choose(bench)
-    learner = bench.train(learner, bench.recipe.train_share, rows=rows)
-    for change in changes:
-        learner = change.apply(learner, bench)
-    return {"outputs": bench.predict(learner, "train"), "rows": rows}
+    learner = _changed(bench.train(learner, bench.recipe.train_share, rows=rows), changes, bench)
+    if not any(hasattr(locate(part.factory), "refine") for part in edited(subject).after):
+        return {"outputs": bench.predict(learner, "train"), "rows": rows}
+    return {"outputs": refined(changes, bench.embeddings(learner, "train")), "rows": rows}
 
 
 def edited(subject: Subject, options: Mapping[str, Any] | None = None) -> Recipe:
     """Return the baseline recipe as the subject edits it; as it is for a class that cannot."""
     if subject.edit is None:
-        return baseline_recipe()
-    return subject.edit(baseline_recipe(), **{**subject.tiny.options, **(options or {})})
+        return subject.baseline
+    return subject.edit(subject.baseline, **{**subject.tiny.options, **(options or {})})
 
 
-def applied(subject: Subject) -> tuple[Any, Learner, Bench]:
-    """Return the part that changes a trained model, the model it made, and the bench it was made on."""
+def applied(subject: Subject) -> tuple[list[Any], Learner, Bench]:
+    """Return the parts that change a trained model, the model they made, and the bench it was made on."""
     bench = tiny_bench(subject, edited(subject))
-    made = bench.recipe.after[0].build() if bench.recipe.after else subject.make(**subject.tiny.options)
-    return made, made.apply(bench.train(bench.fresh_model(), bench.recipe.train_share), bench), bench
+    changes = [part.build() for part in bench.recipe.after] or [subject.make(**subject.tiny.options)]
+    model = bench.train(bench.fresh_model(), bench.recipe.train_share)
+    return changes, _changed(model, changes, bench), bench
+
+
+def refined(changes: list[Any], embeddings: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Return embeddings after what the parts do to all of them together."""
+    for change in changes:
+        if hasattr(change, "refine"):
+            embeddings = change.refine(embeddings, groups=groups)
+    return embeddings
+
+
+def answers(made: Any, inputs: np.ndarray) -> np.ndarray:
+    """Return what a fitted estimator says of the inputs: predictions, or features if it is a transformer."""
+    found: np.ndarray = made.predict(inputs) if hasattr(made, "predict") else made.transform(inputs)
+    return found
+
+
+def _changed(learner: Learner, changes: list[Any], bench: Bench) -> Learner:
+    for change in changes:
+        if hasattr(change, "apply"):
+            learner = change.apply(learner, bench)
+    return learner
 
 
 def tiny_bench(subject: Subject, recipe: Recipe) -> Bench:
@@ -127,7 +150,7 @@ def use(subject: Subject, made: Any) -> Any:
         return made.measure(**measured_on(subject))
     if subject.kind == "estimator":
         return made.fit(*arrays(subject))
-    bench = tiny_bench(subject, baseline_recipe())
+    bench = tiny_bench(subject, subject.baseline)
     if subject.kind == "curation":
         return made.choose(bench)
     if subject.kind in AFTER and hasattr(made, "apply"):

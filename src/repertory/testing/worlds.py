@@ -76,6 +76,34 @@ def digits(seed: int = 0, share: float = 0.5) -> World:
     return World(x[train], y[train], x[test], y[test], 10)
 
 
+@functools.cache
+def digit_pairs(seed: int = 0, train: int = 5000, test: int = 1500) -> World:
+    """Return pairs of handwritten digits side by side, 100 classes: inputs `(n, 128)` in [0, 1], left half first.
+
+    Training and test pairs are made of different halves of the digits.
+
+    Args:
+        seed: of the halves and of the pairs.
+        train: number of training pairs.
+        test: number of test pairs.
+
+    >>> world = digit_pairs(train=10, test=5)
+    >>> world.inputs.shape, world.test_targets.shape, world.classes
+    (torch.Size([10, 128]), torch.Size([5]), 100)
+    """
+    world, generator = digits(seed), generator_for(seed, "digit pairs")
+
+    def pairs(inputs: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        left, right = torch.randint(len(inputs), (2, count), generator=generator)
+        return torch.cat([inputs[left], inputs[right]], 1), 10 * targets[left] + targets[right]
+
+    trained, tested = (
+        pairs(world.inputs, world.targets, train),
+        pairs(world.test_inputs, world.test_targets, test),
+    )
+    return World(*trained, *tested, classes=100)
+
+
 def noisy_labels(targets: Tensor, rate: float, seed: int, classes: int = 10) -> Tensor:
     """Return the labels with `round(rate * n)` of them, drawn at random, moved to another class at random.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from repertory.errors import UserError
 
 
 def shift(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -46,9 +49,104 @@ def random_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
     Args:
         inputs: `(batch, ...)` floats.
         generator: CPU generator of the draws.
+
+    Raises:
+        UserError: if the inputs are texts.
     """
+    if not inputs.is_floating_point():
+        raise UserError(
+            "the inputs are bytes of texts, of which there are no random views; leave out methods that need them"
+        )
     moved = shift(inputs, generator) if inputs.ndim == 4 else inputs
     return moved + 0.1 * torch.randn(inputs.shape, generator=generator).to(inputs)
+
+
+def strong_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a strongly changed version of normalised inputs, which still shows what they show.
+
+    Images: two operations each, drawn with their strengths from those of RandAugment that need no histogram (identity,
+    rotation, shear and translation along either side, brightness, colour, contrast, solarisation), and then a square of
+    up to half a side cut out, as in FixMatch. Numbers: noise of a standard deviation of 0.3 in the inputs' own units,
+    and each column of a table with probability 0.2, or a stretch of up to a quarter of a sequence, set to its mean in
+    training.
+
+    Args:
+        inputs: `(batch, ...)` floats, with the mean of the training inputs at 0.
+        generator: CPU generator of the draws.
+
+    Raises:
+        UserError: if the inputs are texts.
+
+    Reference: Cubuk, Zoph, Shlens, Le, RandAugment, https://arxiv.org/abs/1909.13719; ranges: Sohn et al., FixMatch,
+    https://arxiv.org/abs/2001.07685.
+    """
+    if not inputs.is_floating_point():
+        raise UserError(
+            "the inputs are bytes of texts, of which there are no strong views; leave out methods that need them"
+        )
+    if inputs.ndim == 4:
+        return _cut_out(_two_operations(inputs, generator), generator)
+    noisy = inputs + 0.3 * torch.randn(inputs.shape, generator=generator).to(inputs)
+    if inputs.ndim == 2:
+        return noisy * (torch.rand(inputs.shape, generator=generator) >= 0.2).to(inputs)
+    return noisy * ~_stretch(inputs.shape[-1], 0.25, len(inputs), generator).to(inputs.device)[:, None]
+
+
+_OPERATIONS = (
+    *("identity", "rotate", "shear x", "shear y", "translate x", "translate y"),
+    *("brightness", "colour", "contrast", "solarise"),
+)
+
+
+def _two_operations(images: Tensor, generator: torch.Generator) -> Tensor:
+    batch = len(images)
+    chosen = torch.randint(len(_OPERATIONS), (batch, 2), generator=generator)
+    strength = torch.rand(batch, 2, generator=generator)
+
+    def signed(name: str, largest: float) -> Tensor:
+        """What both operations of an image add up to; 0 where neither is of that name."""
+        return ((chosen == _OPERATIONS.index(name)) * (2 * strength - 1)).sum(1) * largest
+
+    def factor(name: str) -> Tensor:
+        """From 0.05 to 0.95, and 1 where the operation was not drawn."""
+        factors = torch.where(chosen == _OPERATIONS.index(name), 0.05 + 0.9 * strength, 1.0).prod(1)
+        return factors.to(images)[:, None, None, None]
+
+    dark, light = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    images = dark + factor("brightness") * (images - dark)
+    images = torch.lerp(images.mean(1, keepdim=True), images, factor("colour"))
+    images = torch.lerp(images.mean((1, 2, 3), keepdim=True), images, factor("contrast"))
+    above = torch.where(chosen == _OPERATIONS.index("solarise"), strength, 1.0).amin(1).to(images)[:, None, None, None]
+    images = torch.where(images > torch.lerp(dark, light, above), dark + light - images, images)
+
+    angle, ratio = signed("rotate", math.pi / 6), images.shape[2] / images.shape[3]
+    cos, sin = angle.cos(), angle.sin()
+    right, down = signed("shear x", 0.3), signed("shear y", 0.3)
+    # Both sides of the grid go from -1 to 1, so the sine terms carry the aspect ratio.
+    rows = [cos - sin * down * ratio, cos * right - sin * ratio, signed("translate x", 0.6)]
+    rows += [sin / ratio + cos * down, sin * right / ratio + cos, signed("translate y", 0.6)]
+    matrices = torch.stack(rows, 1).view(batch, 2, 3).to(images)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _cut_out(images: Tensor, generator: torch.Generator) -> Tensor:
+    batch, _, height, width = images.shape
+    share = torch.rand(batch, generator=generator) / 2
+    rows, columns = (_stretch(side, share, batch, generator).to(images.device) for side in (height, width))
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def _stretch(side: int, share: Tensor | float, batch: int, generator: torch.Generator) -> Tensor:
+    """Mark a stretch of places `(batch, side)`, around a centre drawn anywhere.
+
+    A `share` that is a number is the largest one, of which each gets a drawn part.
+    """
+    if not isinstance(share, Tensor):
+        share = share * torch.rand(batch, generator=generator)
+    centre = torch.rand(batch, generator=generator)
+    places = (torch.arange(side) + 0.5) / side
+    return (places - centre[:, None]).abs() <= share[:, None] / 2
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor] | None] = {

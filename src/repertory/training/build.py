@@ -13,6 +13,8 @@ from repertory.errors import UserError
 from repertory.recipe import Part, Recipe, locate
 from repertory.training.learner import Learner
 
+_FOR_TEXTS = "use --model hf:NAME or repertory:HashedText, or a factory that chooses outputs by itself"
+
 
 def build_part(part: Part, **context: Any) -> Any:
     """Build a part, passing those entries of `context` that its factory has parameters for."""
@@ -26,12 +28,15 @@ def build_network(part: Part, in_shape: tuple[int, ...], outputs: int) -> nn.Mod
     Args:
         part: its factory is called with `in_shape` and `outputs` where it has such parameters.
         in_shape: shape of one input.
-        outputs: number of classes, or 1.
+        outputs: number of classes, or 1; 0 leaves it to the factory.
 
     Raises:
         UserError: if the result is not a module.
     """
-    network = build_part(part, in_shape=in_shape, outputs=outputs)
+    wanted = inspect.signature(locate(part.factory)).parameters.get("outputs")
+    if not outputs and wanted is not None and wanted.default is wanted.empty and "outputs" not in part.options:
+        raise UserError(f"model {part.factory!r} is not made for pairs of texts; {_FOR_TEXTS}")
+    network = build_part(part, in_shape=in_shape, **({"outputs": outputs} if outputs else {}))
     if not isinstance(network, nn.Module):
         raise UserError(f"model {part.factory!r} made a {type(network).__name__}; it must return a torch.nn.Module")
     return network
@@ -46,7 +51,7 @@ def build_learner(
     Args:
         recipe: what to build.
         in_shape: shape of one input.
-        outputs: number of classes, or 1.
+        outputs: number of classes, or 1; for pairs 0, which leaves the size of the embedding to the network.
         seed: the run's seed.
         name: further name of the draw; "model" is what every method of a comparison starts from.
         offset: mean of the training targets, for regression.
@@ -82,6 +87,13 @@ def _check_output(network: nn.Module, part: Part, in_shape: tuple[int, ...], out
         for module, training in modes:
             module.training = training
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if not outputs and len(shape) == 3 and shape[:2] == (2, in_shape[0]):
+        return
+    if not outputs:
+        raise UserError(
+            f"model {part.factory!r} gives {shape} for 2 examples of {in_shape[0]} texts; it must give an embedding of "
+            f"each, (2, {in_shape[0]}, size); {_FOR_TEXTS}"
+        )
     if shape != (2, outputs):
         raise UserError(
             f"model {part.factory!r} gives {shape} for 2 inputs, but this data needs (2, {outputs}); "

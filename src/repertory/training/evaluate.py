@@ -14,6 +14,10 @@ _BINS = 15
 
 higher_is_better = {"accuracy": True, "nll": False, "ece": False, "rmse": False, "mae": False, "r2": True}
 higher_is_better |= {"online_loss": False, "online_accuracy": True, "average_regret": False}
+higher_is_better |= dict.fromkeys(("recall_at_1", "recall_at_5", "recall_at_10", "r_precision", "mrr", "nmi"), True)
+higher_is_better |= {"map_at_r": True, "map_at_r_eighth": True}
+higher_is_better |= {"average_accuracy": True, "forgetting": False}
+higher_is_better |= dict.fromkeys(("compatibility", "cross_version", "new_on_old"), True)
 """Direction of each metric."""
 
 
@@ -37,6 +41,35 @@ def predict(
     Returns:
         `(examples, outputs)` on the CPU, float32.
     """
+    return _in_chunks(model, model, inputs, normaliser, chunk)
+
+
+@torch.no_grad()
+def embed(
+    model: nn.Module, inputs: Tensor, normaliser: Callable[[Tensor], Tensor] | None = None, chunk: int = _CHUNK
+) -> Tensor:
+    """Return what the model's `embed` gives in evaluation mode; the mode is put back afterwards.
+
+    Args:
+        model: a network with `embed(inputs)`, such as a `Learner`.
+        inputs: `(examples, ...)`.
+        normaliser: applied to each chunk first.
+        chunk: examples at a time.
+
+    Returns:
+        `(examples, dim)` on the CPU, float32.
+    """
+    call: Callable[[Tensor], Tensor] = model.embed  # type: ignore[assignment]
+    return _in_chunks(model, call, inputs, normaliser, chunk)
+
+
+def _in_chunks(
+    model: nn.Module,
+    call: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    normaliser: Callable[[Tensor], Tensor] | None,
+    chunk: int,
+) -> Tensor:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -44,7 +77,7 @@ def predict(
         outputs = []
         for part in inputs.split(chunk):
             part = part if normaliser is None else normaliser(part)
-            outputs.append(model(part.to(device)).float().cpu())
+            outputs.append(call(part.to(device)).float().cpu())
     finally:
         for module, training in modes:
             module.training = training

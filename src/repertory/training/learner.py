@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repertory.core.classifier import classifier_of
+from repertory.core.classifier import classifier_of, features_and_output
+from repertory.core.features import takes_embeddings
 
 
 class Learner(nn.Module):
@@ -39,6 +40,20 @@ class Learner(nn.Module):
     def get_classifier(self) -> nn.Module:
         """Return the network's last linear layer; one inside the criterion is none."""
         return classifier_of(self.network)[1]
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return what inputs are searched by, `(batch, dim)`.
+
+        That is what the network's `encode(inputs)` gives where it has one; else its output, where the criterion takes
+        embeddings (it has `logits`, or says `embeds = True`); else what enters its last linear layer.
+        """
+        encode = getattr(self.network, "encode", None)
+        if callable(encode):
+            found: Tensor = encode(inputs)
+            return found
+        if takes_embeddings(self.criterion):
+            return self.network(inputs)
+        return features_and_output(self.network, inputs)[0]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits `(batch, classes)`, or values `(batch, 1)`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +12,12 @@ from torch import Tensor
 from repertory.core.distributed import rank, world_size
 from repertory.core.randomness import generator_for
 from repertory.errors import DataError, OptionError, check_choice, check_number
-from repertory.training.augment import AUGMENTATIONS, random_view
+from repertory.training.augment import AUGMENTATIONS, random_view, strong_view
 
 Sampler = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """Decides the order of an epoch: takes the rows that may be used `(n,)`, their targets `(n, ...)` and a generator, and
-returns rows in the order in which batches are cut from them; a row may come several times or not at all."""
+returns rows in the order in which batches are cut from them; a row may come several times or not at all. One with an
+attribute `group` returns groups of so many rows, which stay in one batch and in one process."""
 
 _KEPT = 2**28
 """Inputs whose normalised float form takes up to this many bytes are normalised once, larger ones batch by batch."""
@@ -41,7 +42,8 @@ class BatchLoader:
         rows: use only these examples `(n,)`; `index` still counts positions in the whole of `inputs`.
         sampler: decides the order of each epoch in place of a random one; may be set anew at any time, for the epochs
             that begin after it.
-        views: further versions of each input, under `views`: randomly changed, each by a draw of its own.
+        views: further versions of each input, under `views`: a number of randomly changed ones, each by a draw of its
+            own; or "weak-strong": the input as it is augmented, and a `strong_view` of it augmented by another draw.
 
     >>> loader = BatchLoader(torch.arange(5.0), torch.zeros(5), batch_size=2, shuffle=False)
     >>> [batch["index"].tolist() for batch in loader]
@@ -61,10 +63,12 @@ class BatchLoader:
         augment: str = "none",
         rows: Tensor | None = None,
         sampler: Sampler | None = None,
-        views: int = 0,
+        views: int | Literal["weak-strong"] = 0,
     ) -> None:
         check_number("batch_size", batch_size, minimum=1, integer=True)
         check_choice("augment", augment, AUGMENTATIONS)
+        if not isinstance(views, int):
+            check_choice("views", views, ("weak-strong",))
         self._small = inputs.numel() * 4 <= _KEPT
         self._normaliser = normaliser
         self._inputs = normaliser(inputs) if normaliser is not None and self._small else inputs
@@ -99,11 +103,13 @@ class BatchLoader:
         while self.position < len(self):
             index = self._order[self._bounds(self.position)]
             if size > 1:
-                index = index[own::size]
+                index = index.view(-1, self._group)[own::size].flatten()
             self.position += 1
             batch: dict[str, Any] = {"input": self._take(index), "target": self._targets[index], "index": index}
-            if self._views:
-                batch["views"] = [self._view(index, number) for number in range(self._views)]
+            if self._views == "weak-strong":
+                batch["views"] = [batch["input"], self._view(index, "strong view", strong_view)]
+            elif self._views:
+                batch["views"] = [self._view(index, f"view {n}", random_view) for n in range(self._views)]
             yield batch
         self.epoch += 1
         self.position = self._cut_at = self._cut_from = 0
@@ -169,28 +175,33 @@ class BatchLoader:
             raise DataError(f"{type(self.sampler).__name__} left no example for an epoch; choose another sampler")
         return order
 
+    @property
+    def _group(self) -> int:
+        """Rows that stay together."""
+        return getattr(self.sampler, "group", 1)
+
     def _left(self) -> int:
         """Number of batches from the last cut to the end of the epoch."""
-        examples = len(self._order) - self._cut_from
-        count = math.ceil(examples / self.batch_size)
+        examples = (len(self._order) - self._cut_from) // self._group
+        count = math.ceil(examples / max(1, self.batch_size // self._group))
         if not self._resized or not examples:
             return count
         return min(count, max(1, examples // max(world_size(), min(2, self.batch_size))))
 
     def _bounds(self, position: int) -> slice:
         """Where in the epoch's order a batch from the last cut on is; the larger batches come first."""
-        examples, count, number = len(self._order) - self._cut_from, self._left(), position - self._cut_at
-        size, larger = divmod(examples, count)
-        start = self._cut_from + number * size + min(number, larger)
-        return slice(start, start + size + (number < larger))
+        group, count, number = self._group, self._left(), position - self._cut_at
+        size, larger = divmod((len(self._order) - self._cut_from) // group, count)
+        start = self._cut_from + group * (number * size + min(number, larger))
+        return slice(start, start + group * (size + (number < larger)))
 
     def _take(self, index: Tensor) -> Tensor:
         inputs = self._read(index)
         return inputs if self._augment is None else self._augment(inputs, self._generator("augment"))
 
-    def _view(self, index: Tensor, number: int) -> Tensor:
-        inputs, generator = self._read(index), self._generator(f"view {number}")
-        return random_view(inputs if self._augment is None else self._augment(inputs, generator), generator)
+    def _view(self, index: Tensor, name: str, change: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        inputs, generator = self._read(index), self._generator(name)
+        return change(inputs if self._augment is None else self._augment(inputs, generator), generator)
 
     def _read(self, index: Tensor) -> Tensor:
         inputs = self._inputs[index]

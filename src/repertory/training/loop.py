@@ -49,8 +49,9 @@ def train(
     on_epoch: EpochEnd | None = None,
     watch_memory: bool = False,
     seconds: float = 0.0,
+    span: tuple[float, float] = (0.0, 1.0),
 ) -> dict[str, Any]:
-    """Make steps until the budget is spent.
+    """Make steps until the budget is spent, or the share of it that this call is for.
 
     A method that asks for another batch size (`run.batch_size`) gets it from the next step on, and one that asks for
     another order of the examples (`run.sampler`) from the next epoch on.
@@ -63,26 +64,31 @@ def train(
         warmup: share of the budget over which the learning rate rises.
         on_epoch: called after every epoch, and at the end; its time is not counted.
         watch_memory: measure the peak of tensor memory during the second step of this call.
-        seconds: training time before this call, when it goes on from a checkpoint.
+        seconds: training time before this call, when it goes on from a checkpoint or an earlier call.
+        span: shares of the budget from which and up to which this call spends it; the learning rate goes once through
+            its schedule.
 
     Returns:
-        `seconds` of training, and `peak_bytes` (0 when not watched).
+        `seconds` of training, earlier ones included, and `peak_bytes` (0 when not watched).
 
     Raises:
         DivergedError: if the mean loss of an epoch is not finite.
     """
     run, clock, peak, made = step.run, Stopwatch(seconds), 0, 0
+    step.ends_epochs = True
     groups = step.optimizer.param_groups
     for group in groups:
         group.setdefault("initial_lr", group["lr"])
     run.progress = budget.share(run.counts, seconds)
-    _follow(run, loader)
-    while run.progress < 1.0:
+    first, last = span
+    while run.progress < last:
+        # Also what was asked for at an epoch's end: an order takes effect from the next epoch on.
+        _follow(run, loader)
         run.model.train()
         losses: list[Tensor] = []
         clock.start()
         for batch in loader:
-            factor = learning_rate_factor(schedule, run.progress, warmup)
+            factor = learning_rate_factor(schedule, (run.progress - first) / (last - first), warmup)
             for group in groups:
                 group["lr"] = group["initial_lr"] * factor
             if watch_memory and made == 1:
@@ -96,7 +102,7 @@ def train(
             made += 1
             _follow(run, loader)
             run.progress = budget.share(run.counts, clock.seconds)
-            if run.progress >= 1.0:
+            if run.progress >= last:
                 break
         if not losses:  # the checkpoint was of the very end of an epoch
             continue

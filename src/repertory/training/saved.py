@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from repertory.datasets import Dataset, Encoder, Normaliser, Splits
 from repertory.errors import DataError, UserError
 from repertory.recipe import Recipe, locate
 from repertory.training.build import build_learner
-from repertory.training.evaluate import predict
+from repertory.training.evaluate import embed, predict
 from repertory.training.learner import Learner
 
 _FORMAT = 1
@@ -85,14 +85,46 @@ class SavedModel(nn.Module):
         Raises:
             DataError: if the path cannot be read, or the inputs have another shape than in training.
         """
+        if self.about["task"] == "pairs":
+            raise UserError(
+                "a model of pairs of texts predicts nothing, it embeds texts to search by; in Python call embed and "
+                "embed_queries of what repertory.load returns"
+            )
+        inputs, ids = self._read(data)
+        return Predictions(ids, predict(self.learner, inputs, self.normaliser), self.classes)
+
+    def embed(self, data: str | Path | Tensor) -> tuple[Tensor, list[str]]:
+        """Return what a path or a batch of raw inputs is searched by, and a name for each.
+
+        Returns:
+            `(examples, dim)` float32, and the file or row of each.
+
+        Raises:
+            DataError: if the path cannot be read, or the inputs have another shape than in training.
+        """
+        inputs, ids = self._read(data)
+        return embed(self.learner, inputs, self.normaliser), ids
+
+    def embed_queries(self, texts: Sequence[str]) -> Tensor:
+        """Return what texts search by, `(texts, dim)` float32, for a model of pairs of texts; `embed` takes passages.
+
+        Raises:
+            UserError: if the model does not take texts.
+        """
+        if self.encoder.kind != "text":
+            raise UserError(f"the model takes {self.encoder.kind} inputs, not texts; call embed")
+        return embed(self.learner, self.encoder.texts(texts)[:, None], self.normaliser).squeeze(1)
+
+    def _read(self, data: str | Path | Tensor) -> tuple[Tensor, list[str]]:
         if isinstance(data, Tensor):
             inputs, ids = data, [str(i) for i in range(len(data))]
         else:
             inputs, ids = self.encoder.encode(str(data))
-        shape = tuple(self.about["in_shape"])
+        # A model of pairs takes passages one by one.
+        shape = tuple(self.about["in_shape"])[1 if self.encoder.kind == "text" else 0 :]
         if tuple(inputs.shape[1:]) != shape:
             raise DataError(f"the inputs have shape {tuple(inputs.shape[1:])}, the model was trained on {shape}")
-        return Predictions(ids, predict(self.learner, inputs, self.normaliser), self.classes)
+        return inputs, ids
 
 
 def save_model(
@@ -125,7 +157,7 @@ def save_model(
     plain = {
         "format": _FORMAT,
         "task": dataset.task,
-        "classes": list(dataset.classes),
+        "classes": list(splits.classes),
         "in_shape": list(dataset.in_shape),
         "outputs": dataset.outputs,
         "encoder": dataset.encoder.to_dict(),

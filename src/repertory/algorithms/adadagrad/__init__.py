@@ -92,6 +92,7 @@ CARD = Card(
         "interval": 1,
         "variance": "examples",
     },
+    scenarios=("supervised", "retrieval", "continual"),
     neutral={"optimizer": "baseline", "initial_batch_size": None, "max_batch_size": 1},
     search={"eta": (0.1, 2.0)},
     tags=("norm test", "inner product test", "AdaGrad", "AdaGrad-Norm", "distributed training", "accumulation"),

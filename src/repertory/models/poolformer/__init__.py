@@ -84,6 +84,7 @@ CARD = Card(
         "drop_path_rate": 0.1,
         "strides": (4, 2, 2, 2),
     },
+    scenarios=("supervised", "retrieval", "continual", "semi_supervised"),
     tags=("vision", "images", "MetaFormer", "pooling", "efficient network"),
 )
 
