@@ -1,4 +1,4 @@
-"""What losses on embeddings, nested heads, searches and clustered batches cost, each as a ratio in one run."""
+"""What losses on embeddings, searches and clustered batches cost, as ratios in one run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 from timing import print_table, ratios
 from torch import Tensor, nn
 
+from repertory.algorithms.look import look_loss
 from repertory.losses import (
     ContrastiveLoss,
+    DEXMLLoss,
+    InfoNCELoss,
     MadaCos,
-    MRLHead,
     NormalisedSoftmaxLoss,
     SoftTripleLoss,
 )
@@ -43,7 +45,7 @@ def evaluation(loss: nn.Module, embedding: Tensor, target: Tensor) -> Callable[[
 
 
 def losses(rounds: int) -> None:
-    """Print each loss against the same loss of pytorch-metric-learning, or against a softmax classifier."""
+    """Print each loss against the same, or the most alike, loss of pytorch-metric-learning."""
     from pytorch_metric_learning import losses as there
 
     embedding, target = examples()
@@ -51,43 +53,23 @@ def losses(rounds: int) -> None:
         "normalised softmax": (NormalisedSoftmaxLoss(CLASSES, DIM), there.NormalizedSoftmaxLoss(CLASSES, DIM)),
         "SoftTriple": (SoftTripleLoss(CLASSES, DIM), there.SoftTripleLoss(CLASSES, DIM)),
         "contrastive (SupCon)": (ContrastiveLoss(), there.SupConLoss()),
-        "MadaCos, against a softmax classifier": (MadaCos(CLASSES, DIM), Softmax()),
+        "MadaCos, against CosFace": (MadaCos(CLASSES, DIM), there.CosFaceLoss(CLASSES, DIM)),
+        "DEXML, against SupCon": (DEXMLLoss(), there.SupConLoss()),
+        "LOOK in the batch, against NCA": (InBatchLOOK(), there.NCALoss()),
+        "InfoNCE of classes, against NT-Xent": (InfoNCELoss(), there.NTXentLoss()),
     }
     for name, (ours, theirs) in pairs.items():
         table = {"there": evaluation(theirs, embedding, target), name: evaluation(ours, embedding, target)}
         print_table(f"Loss and gradients: {name}", ratios(table, "there", rounds=rounds, calls=3))
 
 
-class Softmax(nn.Module):
-    """A linear classifier with cross-entropy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(DIM, CLASSES)
+class InBatchLOOK(nn.Module):
+    """The vote of all other examples of the batch."""
 
     def forward(self, embedding: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss."""
-        return nn.functional.cross_entropy(self.linear(embedding), target)
-
-
-def heads(rounds: int) -> None:
-    """Print classifiers of five nested sizes against one of the largest."""
-    embedding, target = examples()
-
-    class Nested(nn.Module):
-        def __init__(self, efficient: bool) -> None:
-            super().__init__()
-            self.head = MRLHead(CLASSES, (8, 16, 32, 64, 128), efficient=efficient)
-
-        def forward(self, features: Tensor, target: Tensor) -> Tensor:
-            return torch.stack([nn.functional.cross_entropy(each, target) for each in self.head(features)]).sum()
-
-    table = {
-        "one head": evaluation(Softmax(), embedding, target),
-        "MRL, five sizes": evaluation(Nested(False), embedding, target),
-        "MRL-E, five sizes": evaluation(Nested(True), embedding, target),
-    }
-    print_table("Nested heads: loss and gradients of the head", ratios(table, "one head", rounds=rounds, calls=3))
+        index = torch.arange(len(embedding))
+        return look_loss(embedding, target, embedding, target, index=index, memory_index=index).mean()
 
 
 def searches(rounds: int) -> None:
@@ -123,13 +105,13 @@ def million() -> None:
 
 
 def clusters() -> None:
-    """Print the time of clustering 100,000 points for batches."""
+    """Print the time of clustering 100,000 points to clusters of 16."""
     from repertory.algorithms.ngame import balanced_clusters
 
     points = torch.randn(100_000, DIM, generator=torch.Generator().manual_seed(0))
     start = time.perf_counter()
-    balanced_clusters(points, 2**12, torch.Generator().manual_seed(0))
-    print(f"100,000 points to 4,096 balanced clusters: {time.perf_counter() - start:.1f} s")
+    balanced_clusters(points, 16, torch.Generator().manual_seed(0))
+    print(f"100,000 points in clusters of at most 16: {time.perf_counter() - start:.1f} s")
 
 
 def main() -> None:
@@ -139,7 +121,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     losses(given.rounds)
-    heads(given.rounds)
     searches(given.rounds)
     clusters()
     million()

@@ -89,7 +89,7 @@ def density_moments(found: Sequence[Ritz], count: int = 2) -> Tensor:
     Returns:
         `(count,)`, float64.
 
-    >>> density_moments(quadrature(lambda vector: 2.0 * vector, 5)).tolist()
+    >>> [round(moment, 4) for moment in density_moments(quadrature(lambda vector: 2.0 * vector, 5)).tolist()]
     [2.0, 4.0]
     """
     check_number("count", count, minimum=1, integer=True)
