@@ -15,7 +15,6 @@ from repertory.algorithms.look import look_loss
 from repertory.losses import (
     ContrastiveLoss,
     DEXMLLoss,
-    InfoNCELoss,
     MadaCos,
     NormalisedSoftmaxLoss,
     SoftTripleLoss,
@@ -56,7 +55,6 @@ def losses(rounds: int) -> None:
         "MadaCos, against CosFace": (MadaCos(CLASSES, DIM), there.CosFaceLoss(CLASSES, DIM)),
         "DEXML, against SupCon": (DEXMLLoss(), there.SupConLoss()),
         "LOOK in the batch, against NCA": (InBatchLOOK(), there.NCALoss()),
-        "InfoNCE of classes, against NT-Xent": (InfoNCELoss(), there.NTXentLoss()),
     }
     for name, (ours, theirs) in pairs.items():
         table = {"there": evaluation(theirs, embedding, target), name: evaluation(ours, embedding, target)}
