@@ -285,8 +285,10 @@ def test_state_knows_whether_there_is_a_version_before() -> None:
 
 
 def test_combines_with_a_method_that_takes_part_of_the_batch() -> None:
-    step = step_of(network(), ESAM(gamma=0.5), HOC(from_start=True))
-    assert step(batch()).isfinite()
+    alone, both = step_of(network(), HOC(from_start=True)), step_of(network(), ESAM(gamma=0.5), HOC(from_start=True))
+    # The loss that is told is that of the whole batch, before the weights move; the update is another one.
+    torch.testing.assert_close(both(batch()), alone(batch()))
+    assert not torch.equal(*(next(step.run.model.parameters()) for step in (alone, both)))
 
 
 def test_a_network_without_the_simplex_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,7 @@ def wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-class WeakStrong(Method):
+class WeakStrong(Method, ABC):
     """Base of methods that compare a weakly and a strongly changed view of each unlabelled example.
 
     Labelled examples and both views go through the network together, in one forward pass: layers that normalise by the
@@ -44,6 +45,7 @@ class WeakStrong(Method):
         self.weight = weight
         self.stream_sizes = {"unlabelled": ratio}
 
+    @abstractmethod
     def unlabelled_loss(self, state: State, weak: Tensor, strong: Tensor) -> Tensor:
         """Return the mean loss of the unlabelled examples, 0-d.
 
@@ -52,7 +54,6 @@ class WeakStrong(Method):
             weak: logits of the weak views `(batch, classes)`, detached.
             strong: logits of the strong views `(batch, classes)`.
         """
-        raise NotImplementedError
 
     def uses_views(self) -> bool:
         """Whether this step has a use for the unlabelled examples; else they do not go through the network."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ def repeated(value: Any, size: int) -> Any:
     return value
 
 
-class DoubledBatch(Method):
+class DoubledBatch(Method, ABC):
     """Base of methods that put a layer before the network's last linear one, which doubles the batch in training.
 
     The rows that enter the last linear layer are the features as they are, and behind them the features as the layer
@@ -95,10 +96,11 @@ class DoubledBatch(Method):
         self._size = 0
         self._mixed: Tensor | None = None
 
+    @abstractmethod
     def make(self, run: Run, width: int, seed: int) -> nn.Module:
         """Return the layer, for features of `width` numbers; initial weights are drawn from a seeded generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def enlarge(self, features: Tensor, inputs: Any) -> Tensor:
         """Return what enters the last linear layer: `(copies * batch, width)`.
 
@@ -106,7 +108,6 @@ class DoubledBatch(Method):
             features: `(batch, width)`.
             inputs: what the network was given.
         """
-        raise NotImplementedError
 
     def setup(self, run: Run) -> None:
         """Make the layer, for what enters the network's last linear one."""

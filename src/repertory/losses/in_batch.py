@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from repertory.errors import DataError, check_choice
 from repertory.layers.embedding import unit_rows
 
 
-class InBatchLoss(nn.Module):
+class InBatchLoss(nn.Module, ABC):
     """Base of losses on the cosines of each example with the others of the batch, of all processes together.
 
     Everything is computed in float32 or wider, also under autocast. Subclasses override `values`.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from repertory.core.method import Method
 from repertory.core.randomness import generator_for, seeded
 from repertory.core.state import Counts
 from repertory.core.step import Step
-from repertory.datasets import Examples, Splits
-from repertory.errors import UserError
+from repertory.datasets import Dataset, Examples, Splits
+from repertory.errors import DivergedError, UserError
 from repertory.recipe import Recipe, locate
 from repertory.training.budget import Budget
 from repertory.training.build import build_learner
@@ -90,6 +91,11 @@ class Bench:
         self._spent = 0.0
         self._aside = 0.0
         self._rows: Tensor | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, dataset: Dataset, splits: Splits, **given: Any) -> Self:
+        """Return the bench for a recipe on a data set cut to `splits`; `given` are further arguments of the class."""
+        return cls(recipe, splits, in_shape=dataset.in_shape, outputs=dataset.outputs, task=dataset.task, **given)
 
     def generator(self, name: str) -> torch.Generator:
         """Return a CPU generator seeded from the run's seed and `name`."""
@@ -338,6 +344,21 @@ class Bench:
             if "weight_decay" in group:
                 group["weight_decay"] = group["weight_decay"] * weight_decay_scale
         return optimizer
+
+
+def refuse_non_finite(found: Mapping[str, Mapping[str, float]]) -> None:
+    """See that every metric of a trained model is a number.
+
+    Args:
+        found: metrics by part of the data.
+
+    Raises:
+        DivergedError: naming the first that is not finite.
+    """
+    for judged, values in found.items():
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise DivergedError(f"the trained model's {name} on the {judged} part is {value}")
 
 
 def cost_of(bench: Bench) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from repertory.retrieval.compatibility import (
     cross_version_matrix,
 )
 from repertory.scenarios import supervised
-from repertory.scenarios.bench import Bench, cost_of
+from repertory.scenarios.bench import Bench, cost_of, refuse_non_finite
 from repertory.scenarios.registry import Outcome, refuse_options
 from repertory.training.budget import Budget
 from repertory.training.evaluate import predict
@@ -113,12 +112,10 @@ def run(
         raise OptionError("fabric is not allowed with scenario continual: one process learns a sequence; leave it out")
     dataset = view(dataset)
     splits = dataset.prepare(seed if split_seed is None else split_seed)
-    bench = ContinualBench(
+    bench = ContinualBench.of(
         recipe,
+        dataset,
         splits,
-        in_shape=dataset.in_shape,
-        outputs=dataset.outputs,
-        task=dataset.task,
         seed=seed,
         budget=budget,
         device=device,
@@ -131,10 +128,7 @@ def run(
     if after:
         bench.judge(learner, again=True)
     found = {part: versions.metrics() for part, versions in bench.versions.items()}
-    for judged, values in found.items():
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise DivergedError(f"the trained model's {bad[0]} on the {judged} part is {values[bad[0]]}")
+    refuse_non_finite(found)
     tables = {"versions": bench.versions["test"].table()}
     return Outcome(learner, found, bench.curve, cost_of(bench), splits, tables=tables)
 

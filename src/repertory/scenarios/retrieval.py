@@ -130,12 +130,10 @@ def run(
     """
     dataset = view(dataset)
     splits = dataset.prepare(seed if split_seed is None else split_seed)
-    bench = RetrievalBench(
+    bench = RetrievalBench.of(
         recipe,
+        dataset,
         splits,
-        in_shape=dataset.in_shape,
-        outputs=dataset.outputs,
-        task=dataset.task,
         seed=seed,
         budget=budget,
         device=device,

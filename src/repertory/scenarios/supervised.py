@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from repertory.datasets import Dataset, Splits
-from repertory.errors import DivergedError
 from repertory.recipe import Part, Recipe
-from repertory.scenarios.bench import Bench, cost_of
+from repertory.scenarios.bench import Bench, cost_of, refuse_non_finite
 from repertory.scenarios.registry import Outcome, refuse_options
 from repertory.training.budget import Budget, baseline_amount
 from repertory.training.evaluate import main_metric
@@ -114,12 +112,10 @@ def run(
         UserError: if recipe and data do not fit.
     """
     splits = dataset.prepare(seed if split_seed is None else split_seed)
-    bench = Bench(
+    bench = Bench.of(
         recipe,
+        dataset,
         splits,
-        in_shape=dataset.in_shape,
-        outputs=dataset.outputs,
-        task=dataset.task,
         seed=seed,
         budget=budget,
         device=device,
@@ -131,10 +127,7 @@ def run(
     )
     learner, _ = trained(bench)
     found = {part: bench.evaluate(learner, part) for part in ("validation", "test")}
-    for judged, values in found.items():
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise DivergedError(f"the trained model's {bad[0]} on the {judged} part is {values[bad[0]]}")
+    refuse_non_finite(found)
     return Outcome(learner, found, bench.curve, cost_of(bench), splits)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from repertory.errors import check_choice, check_number
 from repertory.losses.dexml.positives import Positives, positives
 
 
-class LossOnScores(nn.Module):
+class LossOnScores(nn.Module, ABC):
     """A loss on the scores of all labels for each query; what it is of one table is left to `per_query`.
 
     Args:
@@ -54,6 +56,7 @@ class LossOnScores(nn.Module):
             return values
         return values.mean() if self.reduction == "mean" else values.sum()
 
+    @abstractmethod
     def per_query(self, scores: Tensor, found: Positives) -> Tensor:
         """Return each query's loss `(batch,)`.
 
@@ -61,7 +64,6 @@ class LossOnScores(nn.Module):
             scores: over the temperature, `(batch, labels)`, float32 or wider.
             found: the right labels.
         """
-        raise NotImplementedError
 
     def get_extra_state(self) -> dict[str, int]:
         """Return the number of draws made so far, for the state dict."""
