@@ -13,7 +13,8 @@ from repertory.recipe import Part, Recipe
 
 _SHORTEST = 1e-12
 """Vectors up to this length count as zero."""
-_HEAD = "repertory.layers.embedding:embedding_head"
+_HEADS = {True: "repertory.layers.embedding:embedding_head", False: "repertory.layers.embedding:linear_embedding_head"}
+"""By whether the embedding is scaled to length 1. Two factories, so that it is no option of a method on top of them."""
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
@@ -39,14 +40,13 @@ class UnitRows(nn.Module):
         return unit_rows(vectors)
 
 
-def embedding_head(model: nn.Module, outputs: int, dim: int = 64, unit: bool = True) -> nn.Module:
+def embedding_head(model: nn.Module, outputs: int, dim: int = 64) -> nn.Module:
     """Replace the network's classifier in place by a linear map to `dim` numbers, scaled to length 1.
 
     Args:
         model: the network; its last linear layer is replaced.
         outputs: number of classes, on which an embedding does not depend.
         dim: size of the embedding.
-        unit: scale to length 1; False leaves the numbers as they are.
 
     Returns:
         The network.
@@ -60,9 +60,16 @@ def embedding_head(model: nn.Module, outputs: int, dim: int = 64, unit: bool = T
     torch.Size([5, 2])
     """
     check_number("dim", dim, minimum=1, integer=True)
-    if not unit:
-        return replace_classifier(model, lambda features: nn.Linear(features, dim))
     return replace_classifier(model, lambda features: nn.Sequential(nn.Linear(features, dim), UnitRows()))
+
+
+def linear_embedding_head(model: nn.Module, outputs: int, dim: int = 64) -> nn.Module:
+    """Replace the network's classifier in place by a linear map to `dim` numbers, of any length.
+
+    Args, result and errors are those of `embedding_head`.
+    """
+    check_number("dim", dim, minimum=1, integer=True)
+    return replace_classifier(model, lambda features: nn.Linear(features, dim))
 
 
 def with_embedding(recipe: Recipe, dim: int, slug: str | None, unit: bool = True) -> Recipe:
@@ -72,13 +79,11 @@ def with_embedding(recipe: Recipe, dim: int, slug: str | None, unit: bool = True
         recipe: the baseline.
         dim: size of the embedding.
         slug: the method that asks for it.
-        unit: scale to length 1.
+        unit: scale to length 1; False leaves the numbers as they are.
 
     >>> recipe = Recipe(*(Part("torch.nn:Identity") for _ in range(3)))
     >>> [part.options for part in with_embedding(with_embedding(recipe, 64, None), 8, "mine").surgery]
     [{'dim': 8}]
     """
-    options = {"dim": dim} if unit else {"dim": dim, "unit": False}
-    head = Part(_HEAD, options, slug)
-    others = tuple(part for part in recipe.surgery if part.factory != _HEAD)
-    return recipe.replace(surgery=(*others, head))
+    others = tuple(part for part in recipe.surgery if part.factory not in _HEADS.values())
+    return recipe.replace(surgery=(*others, Part(_HEADS[unit], {"dim": dim}, slug)))
