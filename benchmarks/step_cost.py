@@ -13,8 +13,23 @@ from timing import print_table, ratios
 from torch import nn
 
 from repertory import Step
-from repertory.algorithms import ESAM, PSKD, SAF, SAM, AdAdaGrad, BOREPCleaning, Guidance, LVHBACleaning, OrthoGrad
+from repertory.algorithms import (
+    ECAML,
+    ESAM,
+    LOOK,
+    PSKD,
+    SAF,
+    SAM,
+    AdAdaGrad,
+    BOREPCleaning,
+    CoIns,
+    Guidance,
+    LVHBACleaning,
+    OrthoGrad,
+)
 from repertory.core import Method
+from repertory.layers.batchformer import BatchFormerTraining
+from repertory.layers.relationship_batch import RBITraining
 from repertory.losses import StableMaxCrossEntropy
 from repertory.optim import Lion
 
@@ -31,7 +46,7 @@ def step_call(name: str, *methods: Method, criterion: nn.Module | None = None, c
     model, inputs, targets = problem(name)
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    batch = {"input": inputs, "target": targets, "index": torch.arange(len(inputs))}
+    batch = {"input": inputs, "target": targets, "index": torch.arange(len(inputs)), "views": [inputs, inputs]}
     step = Step(
         model, optimizer, criterion or nn.CrossEntropyLoss(), list(methods), epochs=100, examples=clean or 10**6,
         classes=10, streams={"validation": itertools.repeat(batch)} if clean else {},
@@ -66,6 +81,12 @@ def main() -> None:
             "StableMax": step_call(name, criterion=StableMaxCrossEntropy()),
             "Guidance by a perceptron": step_call(name, Guidance("repertory:mlp")),
             "AdAdaGrad, a test in every step": step_call(name, AdAdaGrad(eta=1e6)),
+            "LOOK, bank of 4096": step_call(name, LOOK(), clean=4096),
+            "LOOK, queue of 4096": step_call(name, LOOK(memory="queue", size=4096)),
+            "CoIns, queue of 4096": step_call(name, CoIns(size=4096)),
+            "ECAML": step_call(name, ECAML()),
+            "BatchFormer": step_call(name, BatchFormerTraining()),
+            "RBI": step_call(name, RBITraining()),
             "BO-REP": step_call(name, BOREPCleaning(), clean=2000),
             "LV-HBA": step_call(name, LVHBACleaning(), clean=2000),
         }

@@ -35,10 +35,11 @@ def check(options: Mapping[str, str], task: str, classes: int) -> None:
         text = options["coarse"]
         if not text.isdecimal() or not _LEAST <= int(text) < classes:
             raise OptionError(
-                f"coarse={text} is not a number of groups from {_LEAST} to {classes - 1}, below the classes"
+                f"coarse={text} is not a number of groups from {_LEAST} to {classes - 1}"
+                "; choose one, fewer than there are classes"
             )
         if options.get("split") == "classes":
-            raise OptionError("split=classes does not go with coarse: groups are made of classes that are trained on")
+            raise OptionError("split=classes does not go with coarse, whose groups are trained on; leave one out")
 
 
 def by_classes(options: Mapping[str, str]) -> bool:

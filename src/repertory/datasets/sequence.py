@@ -30,7 +30,9 @@ def check(options: Mapping[str, str], task: str, classes: int) -> None:
         if not value.isdecimal():
             raise OptionError(f"{key}={value} is not a whole number, as in tasks=5 or rehearsal=20")
     if "tasks" in options and not 2 <= task_count(options, classes) <= classes:
-        raise OptionError(f"tasks={options['tasks']} is not from 2 to {classes}: each task has classes of its own")
+        raise OptionError(
+            f"tasks={options['tasks']} is not from 2 to {classes}, one class a task at least; ask for fewer"
+        )
 
 
 def task_count(options: Mapping[str, str], classes: int) -> int:

@@ -75,7 +75,9 @@ class Index:
         if numbers is None:
             numbers = torch.arange(len(self), len(self) + len(vectors))
         if numbers.shape != (len(vectors),):
-            raise DataError(f"{len(vectors)} vectors do not match numbers of shape {tuple(numbers.shape)}")
+            raise DataError(
+                f"{len(vectors)} vectors do not match numbers of shape {tuple(numbers.shape)}; give one each"
+            )
         if self._index is None:
             self._index = self._made(vectors)
         for part, own in zip(vectors.split(_CHUNK), numbers.split(_CHUNK)):
@@ -139,7 +141,9 @@ class Index:
                 f"{folder} holds no index that can be read ({type(error).__name__}); save it again"
             ) from None
         if made._index.d != made.dim or dim not in (None, made.dim):
-            raise UserError(f"the index in {folder} has vectors of {made._index.d} numbers, not {dim or made.dim}")
+            raise UserError(
+                f"the index in {folder} has vectors of {made._index.d} numbers, not {dim or made.dim}; build it anew"
+            )
         made._set_probes()
         return made
 
@@ -178,7 +182,7 @@ class Index:
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise DataError(f"{name} have shape {tuple(vectors.shape)}; the index takes (n, {self.dim})")
         if not bool(vectors.isfinite().all()):
-            raise DataError(f"{name}: row {int((~vectors.isfinite()).any(1).nonzero()[0])} is not finite")
+            raise DataError(f"{name}: row {int((~vectors.isfinite()).any(1).nonzero()[0])} is not finite; leave it out")
 
 
 def _faiss() -> Any:

@@ -90,7 +90,7 @@ class ClusterBatches(Sampler[Any]):
                 )
             index = torch.arange(len(embeddings))
         if len(index) != len(embeddings):
-            raise DataError(f"{len(embeddings)} embeddings, but index names {len(index)} examples")
+            raise DataError(f"{len(embeddings)} embeddings, but index names {len(index)} examples; give one a row")
         index = index.cpu()
         generator = generator_for(self.seed, f"clusters/{self.epoch}") if generator is None else generator
         found = balanced_clusters(embeddings, size, generator).cpu()

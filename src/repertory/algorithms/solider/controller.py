@@ -198,6 +198,7 @@ def add_semantic_control(
     if len(in_shape) != 3:
         raise UserError(
             f"solider finds parts of images, (channels, height, width), but one input has the shape {tuple(in_shape)}"
+            "; give it images"
         )
     if isinstance(getattr(model, "controller", None), SemanticController):
         raise UserError(f"{type(model).__name__} has a semantic controller already; set model.controller.ratio")

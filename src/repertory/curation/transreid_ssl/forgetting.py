@@ -79,7 +79,7 @@ def cfs_scores(
     with _evaluating(encode_s, encode_t), torch.no_grad():
         scores = [forgetting(encode_s(batch), encode_t(batch), distance).cpu() for batch in batches]
     if not scores or not len(scores[0]):
-        raise DataError("there are no examples to score")
+        raise DataError("there are no examples to score; give at least one")
     return torch.cat(scores)
 
 

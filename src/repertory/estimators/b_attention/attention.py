@@ -262,7 +262,9 @@ def contexts_of(
     """
     count = 1 + places.shape[1]
     if count > k:
-        raise DataError(f"places has {places.shape[1]} neighbours a row, but a context of k={k} takes {k - 1}")
+        raise DataError(
+            f"places has {places.shape[1]} neighbours a row, but a context of k={k} takes {k - 1}; search for as many"
+        )
     contexts = rows.new_zeros(len(rows), k, rows.shape[1])
     there = torch.zeros(len(rows), k, dtype=torch.bool, device=rows.device)
     contexts[:, 0], there[:, 0] = rows, True

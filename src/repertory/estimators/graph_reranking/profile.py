@@ -152,5 +152,7 @@ class ProfileVector(TransformerMixin, BaseEstimator):
         places = np.searchsorted(self.cameras_, ids).clip(max=len(self.cameras_) - 1)
         new = self.cameras_[places] != ids
         if new.any():
-            raise DataError(f"camera {ids[new][0]!r} is not one of those in fit: {self.cameras_.tolist()}")
+            raise DataError(
+                f"camera {ids[new][0]!r} is not one of those in fit: {self.cameras_.tolist()}; fit on its images too"
+            )
         return torch.from_numpy(places)

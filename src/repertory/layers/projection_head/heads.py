@@ -97,7 +97,9 @@ class ProjectionHead(nn.Module):
                 check_number(name, value, minimum=1, integer=True)
         hidden, output = hidden or dim, output or dim
         if kind in ("identity", "fixed") and output != dim:
-            raise OptionError(f"output={output} is not allowed: a head of kind {kind!r} keeps the size dim={dim}")
+            raise OptionError(
+                f"output={output} is not allowed: a head of kind {kind!r} keeps the size dim={dim}; leave it out"
+            )
         self.dim = dim
         self.kind = kind
         self.out_features = output

@@ -37,7 +37,9 @@ def linear_probe(features: Tensor, targets: Tensor, test_features: Tensor, test_
     if not bool(rows.isfinite().all() & test_rows.isfinite().all()):
         raise DataError("features are not finite; a probe needs numbers")
     if len(targets.unique()) < 2:
-        raise DataError(f"a probe needs two classes to tell apart, but all {len(targets)} targets are the same")
+        raise DataError(
+            f"a probe needs two classes to tell apart, but all {len(targets)} targets are the same; give others"
+        )
     mean, spread = rows.mean(0), rows.std(0).clamp(min=1e-12)
     probe = LogisticRegression(max_iter=_PATIENCE)
     probe.fit(((rows - mean) / spread).numpy(), targets.cpu().numpy())

@@ -107,7 +107,7 @@ class RBI(nn.Module):
             size = len(features)
             bad = [tuple(t.shape) for t in targets if isinstance(t, Tensor) and t.shape[:1] != (size,)]
             if bad:
-                raise DataError(f"a target of shape {bad[0]} does not have a row for each of {size} features")
+                raise DataError(f"a target of shape {bad[0]} does not have a row for each of {size} features; give one")
             features = torch.cat([features, self.mixed(features, images)])
             targets = repeated(targets, size)
         return (features, *targets) if targets else features

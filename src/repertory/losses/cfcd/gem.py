@@ -39,7 +39,10 @@ class GeM(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Return `(batch, channels, 1, ...)` of maps `(batch, channels, ...)`."""
         if maps.ndim < 3:
-            raise OptionError(f"GeM pools maps (batch, channels, height, width), but got {tuple(maps.shape)}")
+            raise OptionError(
+                f"GeM pools maps (batch, channels, height, width), but got {tuple(maps.shape)}"
+                "; put it before flattening"
+            )
         with torch.autocast(maps.device.type, enabled=False):
             wide = maps.to(torch.promote_types(maps.dtype, torch.float32)).clamp(min=self.eps)
             powers = wide.pow(self.p.to(wide.dtype)).mean(tuple(range(2, maps.ndim)), keepdim=True)

@@ -141,7 +141,9 @@ class LocalTriplet(Method):
             self._found = maps[-1]
         value = seen.get(self._found)
         if value is None or value.ndim != 4:
-            raise OptionError(f"layer={self._found!r} gives no feature map (batch, channels, height, width)")
+            raise OptionError(
+                f"layer={self._found!r} gives no feature map (batch, channels, height, width); name a layer that does"
+            )
         return value
 
 

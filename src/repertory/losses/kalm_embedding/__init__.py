@@ -247,7 +247,9 @@ def edit(
     options = {"temperature": recipe.criterion.options.get("temperature", 0.05), **options}
     if recipe.criterion.factory != _INFO_NCE:
         if negatives:
-            raise OptionError(f"negatives={negatives} mines passages for pairs of texts, but the data have classes")
+            raise OptionError(
+                f"negatives={negatives} mines passages for pairs of texts, but the data have classes; leave it out"
+            )
         dim = dim if sizes is None else max(sizes)
         recipe = with_embedding(recipe, dim, "kalm-embedding").replace(
             sampler=Part("repertory.core.sampling:ClassBatches", {"per_class": per_class}, "kalm-embedding")

@@ -48,7 +48,9 @@ class SemiHomogeneousBatches:
             generator: CPU generator of the draws.
         """
         if int(rows.max()) >= len(self.groups):
-            raise DataError(f"groups has {len(self.groups)} entries, but there is an example {int(rows.max())}")
+            raise DataError(
+                f"groups has {len(self.groups)} entries, but there is an example {int(rows.max())}; give one an example"
+            )
         sizes = _sizes(len(rows), self.batch_size)
         rows = rows[torch.randperm(len(rows), generator=generator)]
         batches = _dealt(rows, self.groups[rows], sizes, generator)

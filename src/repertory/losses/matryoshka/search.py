@@ -119,4 +119,6 @@ class AdaptiveRetrieval:
                 "wider"
             )
         if not bool(embeddings.isfinite().all()):
-            raise DataError(f"{name}: row {int((~embeddings.isfinite()).any(1).nonzero()[0])} is not finite")
+            raise DataError(
+                f"{name}: row {int((~embeddings.isfinite()).any(1).nonzero()[0])} is not finite; leave it out"
+            )
