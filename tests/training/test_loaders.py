@@ -289,3 +289,19 @@ def test_views_are_the_inputs_changed_by_draws_of_their_own() -> None:
         assert torch.equal(first, other["views"][0])
         assert torch.equal(batch["input"], images[batch["index"]])
     assert "views" not in next(iter(make()))
+
+
+def test_groups_of_a_sampler_set_in_mid_epoch_leave_the_running_epoch_as_it_was() -> None:
+    class Fours:
+        group = 4
+
+        def __call__(self, rows: torch.Tensor, targets: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            return rows[: len(rows) // 4 * 4]
+
+    loader, plain = make(10, batch_size=3), make(10, batch_size=3)
+    first = []
+    for batch in loader:
+        first.append(batch["index"].tolist())
+        loader.sampler = Fours()
+    assert first == order(plain)
+    assert order(loader) == [[0, 1, 2, 3], [4, 5, 6, 7]]

@@ -82,7 +82,7 @@ class BatchLoader:
         self._augment = AUGMENTATIONS[augment]
         self._views = views
         self.sampler = sampler
-        self._order = self._rows
+        self._order, self._group = self._rows, 1
         self.batch_size = batch_size
         if len(self._rows) // math.ceil(len(self._rows) / batch_size) < world_size():
             raise _too_small(batch_size)
@@ -113,7 +113,7 @@ class BatchLoader:
             yield batch
         self.epoch += 1
         self.position = self._cut_at = self._cut_from = 0
-        self._order = self._rows
+        self._order, self._group = self._rows, 1
 
     def resize(self, batch_size: int) -> None:
         """Change the batch size from the next batch on; what is left of the epoch is cut anew in nearly equal batches.
@@ -150,6 +150,7 @@ class BatchLoader:
             "cut": [self._cut_at, self._cut_from],
             # A random order is drawn again; what a sampler decided may depend on what it has seen since.
             "order": self._order if self.sampler is not None and self.position else None,
+            "group": self._group,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -161,6 +162,7 @@ class BatchLoader:
         self._cut_at, self._cut_from = state.get("cut", (0, 0))
         order = state.get("order")
         self._order = self._rows if order is None else order
+        self._group = state.get("group", 1)
         if order is None and self.position:
             self._order = self._ordered()
 
@@ -170,15 +172,12 @@ class BatchLoader:
         generator = generator_for(self._seed, f"{self._name}/{self.epoch}")
         if self.sampler is None:
             return self._rows[torch.randperm(len(self._rows), generator=generator)]
+        # Kept with the order: the sampler may be another one before the epoch is over.
+        self._group = getattr(self.sampler, "group", 1)
         order = self.sampler(self._rows, self._targets[self._rows], generator)
         if not len(order):
             raise DataError(f"{type(self.sampler).__name__} left no example for an epoch; choose another sampler")
         return order
-
-    @property
-    def _group(self) -> int:
-        """Rows that stay together."""
-        return getattr(self.sampler, "group", 1)
 
     def _left(self) -> int:
         """Number of batches from the last cut to the end of the epoch."""
