@@ -79,6 +79,7 @@ CARD = Card(
         "fine-tuning",
     ),
     defaults={"ingredients": 4, "trunk": 0.5, "kind": "greedy", "spread": 10.0, "accept": ">="},
+    scenarios=("supervised", "retrieval"),
     neutral={"trunk": 1.0},
     tags=("weight average", "fine-tuning", "ensemble", "greedy soup", "WiSE-FT"),
 )
