@@ -108,6 +108,7 @@ def _fix(need: str) -> str:
     fixes = {
         "epochs": "pass epochs=... (the number of passes you plan) to Step",
         "classes": "pass classes=... to Step; for regression data choose another method",
+        "class_counts": "pass class_counts=targets.bincount(minlength=classes) to Step",
     }
     return fixes.get(need, f"choose a method that does not need {need}, or data that has it")
 

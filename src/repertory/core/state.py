@@ -45,6 +45,7 @@ class Run:
         progress: share of the budget that is spent, in [0, 1].
         examples: size of the training set, or None when nobody said.
         classes: number of classes, or None.
+        class_counts: training examples of each class `(classes,)` int64, or None when nobody said.
         counts: forward and backward passes so far.
         seed: the run's seed.
         sharded: whether each process holds only a part of every parameter.
@@ -69,6 +70,7 @@ class Run:
         epochs: float | None = None,
         examples: int | None = None,
         classes: int | None = None,
+        class_counts: Tensor | None = None,
     ) -> None:
         self.model = model
         self.criterion = criterion
@@ -79,6 +81,7 @@ class Run:
         self.progress = 0.0
         self.examples = examples
         self.classes = classes
+        self.class_counts = class_counts
         self.counts = Counts()
         self.seed = seed
         self.sharded = False

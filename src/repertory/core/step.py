@@ -15,7 +15,7 @@ from repertory.core.conflicts import check_batch, check_methods
 from repertory.core.distributed import sum_over_processes
 from repertory.core.evaluation import Evaluation, needs_closure
 from repertory.core.gradients import example_gradients, noted
-from repertory.core.groups import parameter_groups
+from repertory.core.groups import build_optimizer, parameter_groups
 from repertory.core.method import Inner, Method
 from repertory.core.precision import Precision
 from repertory.core.sharded import is_sharded, spread_like, spread_optimizer_state, whole
@@ -44,6 +44,7 @@ class Step:
         epochs: how many passes over the data are planned; methods with a schedule need it.
         examples: size of the training set; lets tables be allocated at once.
         classes: number of classes.
+        class_counts: training examples of each class `(classes,)`, for methods that ask for them.
         seed: where the methods' random streams start.
         accumulate: number of micro-batches that each batch is split into.
         precision: "32", "bf16" or "fp16".
@@ -74,6 +75,7 @@ class Step:
         epochs: float | None = None,
         examples: int | None = None,
         classes: int | None = None,
+        class_counts: Tensor | None = None,
         seed: int = 0,
         accumulate: int = 1,
         precision: str = "32",
@@ -92,8 +94,17 @@ class Step:
         offers = {f"stream:{name}" for name in self.streams}
         offers |= {"epochs"} if epochs is not None else set()
         offers |= {"classes"} if classes is not None else set()
+        offers |= {"class_counts"} if class_counts is not None else set()
         check_methods(self.methods, criterion, offers, {"target": "hard"})
-        self.run = Run(model, criterion, seed=seed, epochs=epochs, examples=examples, classes=classes)
+        self.run = Run(
+            model,
+            criterion,
+            seed=seed,
+            epochs=epochs,
+            examples=examples,
+            classes=classes,
+            class_counts=class_counts,
+        )
         self.run._losses = self._losses
         for method in self.methods:
             method.to(self.run.device)
@@ -102,7 +113,9 @@ class Step:
         self.run._example_gradients = functools.partial(example_gradients, self._evaluation)
         # Sharding puts other parameters in place of the network's, so the optimizer comes after it.
         self._wrapped: Any = self._evaluation if fabric is None else fabric.setup_module(self._evaluation)
-        self.optimizer = self._optimizer(optimizer)
+        self.optimizer = build_optimizer(
+            optimizer, parameter_groups(self.run, self.methods), self._evaluation, self.methods
+        )
         self._searches = needs_closure(self.optimizer)
         if self._searches and self.precision.dtype is torch.float16:
             raise ConflictError(
@@ -241,34 +254,6 @@ class Step:
             if method.wraps(call):
                 inner = functools.partial(getattr(method, call), inner=inner)
         return inner
-
-    def _optimizer(self, optimizer: Any) -> torch.optim.Optimizer:
-        groups = parameter_groups(self.run, self.methods)
-        if isinstance(optimizer, torch.optim.Optimizer):
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            # Frozen ones are in no group, but may be held.
-            gone = held - {id(p) for p in self._evaluation.parameters()}
-            if gone:
-                owners = [m.slug for m in self.methods]
-                raise ConflictError(
-                    f"the optimizer holds {len(gone)} parameters that the network no longer has "
-                    "after setup of "
-                    f"{', '.join(owners) or 'no method'}; pass a callable, such as "
-                    f"functools.partial(torch.optim.SGD, lr=0.1), in place of the optimizer"
-                )
-            missing = [{**g, "params": [p for p in g["params"] if id(p) not in held]} for g in groups]
-            base = optimizer.defaults.get("lr", 1.0)
-            for group in missing:
-                # The network's own group may be frozen in part on purpose; what methods and losses bring is not.
-                if group["params"] and group["name"] != "model":
-                    optimizer.add_param_group(
-                        {"params": group["params"], "name": group["name"], "lr": base * group["lr_scale"]}
-                    )
-            return optimizer
-        made = optimizer([{"params": g["params"], "name": g["name"]} for g in groups])
-        for group, source in zip(made.param_groups, groups):
-            group["lr"] = group["lr"] * source["lr_scale"]
-        return made
 
     def _entries(self, batch: Any) -> dict[str, Any]:
         if isinstance(batch, Mapping):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,8 +18,9 @@ from repertory.core.randomness import generator_for, seeded
 from repertory.core.state import Counts
 from repertory.core.step import Step
 from repertory.datasets import Dataset, Examples, Splits
-from repertory.errors import DivergedError, UserError
+from repertory.errors import UserError
 from repertory.recipe import Recipe, locate
+from repertory.scenarios.accounts import held_bytes
 from repertory.training.budget import Budget
 from repertory.training.build import build_learner
 from repertory.training.checkpoint import load_checkpoint, save_checkpoint
@@ -105,8 +104,9 @@ class Bench:
         """Return a network with the recipe's surgery and criterion, its weights drawn from (seed, name)."""
         offset, scale = self.splits.target_mean, self.splits.target_std
         learner = build_learner(
-            self.recipe, self.in_shape, self.outputs, self.seed, name=name, offset=offset, scale=scale
-        )
+            self.recipe, self.in_shape, self.outputs, self.seed, name=name, offset=offset, scale=scale,
+            class_counts=self._class_counts(None),
+        )  # fmt: skip
         return learner.to(self.device)
 
     def train(
@@ -150,6 +150,7 @@ class Bench:
             epochs=recipe.epochs * share * len(tasks),
             examples=len(self._examples(part)),
             classes=self.outputs if self.task == "classification" else None,
+            class_counts=self._class_counts(self._rows if rows is None else rows),
             seed=self.seed,
             accumulate=recipe.accumulate,
             precision=self._precision,
@@ -200,7 +201,7 @@ class Bench:
         self._spent += share
         counts = step.run.counts
         self.count(forward=counts.forward, backward=counts.backward, steps=counts.steps)
-        self.peak_bytes = max(self.peak_bytes, cost["peak_bytes"] + _held(step))
+        self.peak_bytes = max(self.peak_bytes, cost["peak_bytes"] + held_bytes(step))
         return model
 
     def keep(self, rows: Tensor) -> None:
@@ -322,6 +323,13 @@ class Bench:
         debt = max(0.0, self.counts.passes - self._spent * self.budget.amount)
         return Budget("compute", max(0.0, whole.amount - debt))
 
+    def _class_counts(self, rows: Tensor | None) -> Tensor | None:
+        """Training examples of each class among these rows, None where there are no classes."""
+        targets = self.splits.train.targets
+        if self.task != "classification":
+            return None
+        return (targets if rows is None else targets[rows]).bincount(minlength=self.outputs)
+
     def _examples(self, part: str) -> Examples:
         examples: Examples = getattr(self.splits, part)
         return examples
@@ -346,46 +354,7 @@ class Bench:
         return optimizer
 
 
-def refuse_non_finite(found: Mapping[str, Mapping[str, float]]) -> None:
-    """See that every metric of a trained model is a number.
-
-    Args:
-        found: metrics by part of the data.
-
-    Raises:
-        DivergedError: naming the first that is not finite.
-    """
-    for judged, values in found.items():
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise DivergedError(f"the trained model's {name} on the {judged} part is {value}")
-
-
-def cost_of(bench: Bench) -> dict[str, float]:
-    """Return what a run has cost: forward, backward (examples), steps, passes, seconds, peak_bytes."""
-    counts = bench.counts
-    return {
-        **dataclasses.asdict(counts),
-        "passes": counts.passes,
-        "seconds": bench.seconds,
-        "peak_bytes": bench.peak_bytes,
-    }
-
-
 def streams_needed(methods: Sequence[Method]) -> list[str]:
     """Return which of the streams that a bench has, "validation" and "unlabelled", some method asks for."""
     wanted = {need for method in methods for need in method.needs}
     return [name for name in ("validation", "unlabelled") if f"stream:{name}" in wanted]
-
-
-def _held(step: Step) -> int:
-    """Bytes that stay allocated between steps: weights, optimizer state, and the methods' state."""
-    tensors: list[Tensor] = [*step.run.model.parameters(), *step.run.model.buffers()]
-    for values in step.optimizer.state.values():
-        tensors += [value for value in values.values() if isinstance(value, Tensor)]
-    total = sum(t.numel() * t.element_size() for t in tensors)
-    for method in step.methods:
-        own = [*method.parameters(), *method.buffers()]
-        total += sum(t.numel() * t.element_size() for t in own)
-        total += sum(getattr(module, "bytes", 0) for module in method.modules())
-    return total

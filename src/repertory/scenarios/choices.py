@@ -122,6 +122,7 @@ def check_arm(each: Arm, dataset: Dataset) -> Learner:
                 epochs=recipe.epochs * recipe.train_share,
                 examples=len(dataset.targets),
                 classes=dataset.outputs if dataset.task == "classification" else None,
+                class_counts=torch.ones(dataset.outputs) if dataset.task == "classification" else None,
                 accumulate=recipe.accumulate,
                 clip_norm=recipe.clip_norm,
             )

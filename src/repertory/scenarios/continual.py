@@ -21,7 +21,8 @@ from repertory.retrieval.compatibility import (
     cross_version_matrix,
 )
 from repertory.scenarios import supervised
-from repertory.scenarios.bench import Bench, cost_of, refuse_non_finite
+from repertory.scenarios.accounts import cost_of, refuse_non_finite
+from repertory.scenarios.bench import Bench
 from repertory.scenarios.registry import Outcome, refuse_options
 from repertory.training.budget import Budget
 from repertory.training.evaluate import predict

@@ -17,7 +17,8 @@ from repertory.recipe import Part, Recipe
 from repertory.retrieval.metrics import clustering_agreement, retrieval_metrics
 from repertory.retrieval.sheet import neighbour_rows
 from repertory.scenarios import pairs, supervised
-from repertory.scenarios.bench import Bench, cost_of
+from repertory.scenarios.accounts import cost_of
+from repertory.scenarios.bench import Bench
 from repertory.scenarios.registry import Outcome, refuse_options
 from repertory.training.budget import Budget
 from repertory.training.learner import Learner

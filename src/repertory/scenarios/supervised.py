@@ -8,7 +8,8 @@ from typing import Any
 
 from repertory.datasets import Dataset, Splits
 from repertory.recipe import Part, Recipe
-from repertory.scenarios.bench import Bench, cost_of, refuse_non_finite
+from repertory.scenarios.accounts import cost_of, refuse_non_finite
+from repertory.scenarios.bench import Bench
 from repertory.scenarios.registry import Outcome, refuse_options
 from repertory.training.budget import Budget, baseline_amount
 from repertory.training.evaluate import main_metric

@@ -17,7 +17,7 @@ from repertory.core.randomness import seeded
 from repertory.core.step import Step
 from repertory.recipe import locate
 from repertory.testing.subject import Subject
-from repertory.testing.tiny import BATCH, CLASSES, EXAMPLES, STEPS, TinyStream, batch
+from repertory.testing.tiny import BATCH, CLASS_COUNTS, CLASSES, EXAMPLES, STEPS, TinyStream, batch
 from repertory.training.build import build_learner
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -37,7 +37,7 @@ def build_step(
     recipe, chosen = subject.baseline, {**subject.tiny.options, **(options or {})}
     if not baseline and subject.edit is not None:
         recipe = subject.edit(recipe, **chosen)
-    learner = build_learner(recipe, subject.tiny.in_shape, CLASSES, seed=0)
+    learner = build_learner(recipe, subject.tiny.in_shape, CLASSES, seed=0, class_counts=CLASS_COUNTS)
     network, criterion = learner.network, learner.criterion
     optimizer = functools.partial(locate(recipe.optimizer.factory), **recipe.optimizer.options)
     methods: list[Method] = [part.build() for part in recipe.methods]
@@ -60,6 +60,7 @@ def build_step(
         "epochs": STEPS * BATCH // EXAMPLES,
         "examples": EXAMPLES,
         "classes": CLASSES,
+        "class_counts": CLASS_COUNTS,
         **more,
     }
     return Step(network, optimizer, criterion, methods, streams=streams, **given)

@@ -19,6 +19,8 @@ from repertory.recipe import Part, Recipe
 
 CLASSES = 3
 EXAMPLES = 12
+CLASS_COUNTS = torch.tensor([8, 3, 1])
+"""What methods are told of the classes, which the examples do not bear out: they are four of each."""
 BATCH = 6
 STEPS = 8
 """Updates of a checked run: four passes over the examples."""

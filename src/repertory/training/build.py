@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repertory.core.randomness import seeded
 from repertory.errors import UserError
@@ -44,7 +44,7 @@ def build_network(part: Part, in_shape: tuple[int, ...], outputs: int) -> nn.Mod
 
 def build_learner(
     recipe: Recipe, in_shape: tuple[int, ...], outputs: int, seed: int, *, name: str = "model",
-    offset: float = 0.0, scale: float = 1.0,
+    offset: float = 0.0, scale: float = 1.0, class_counts: Tensor | None = None,
 ) -> Learner:  # fmt: skip
     """Build network, surgery and criterion of a recipe with weights drawn from (seed, name).
 
@@ -56,6 +56,8 @@ def build_learner(
         name: further name of the draw; "model" is what every method of a comparison starts from.
         offset: mean of the training targets, for regression.
         scale: their standard deviation, for regression.
+        class_counts: training examples of each class `(outputs,)`, for criteria that have such a parameter; all alike
+            where nobody says.
 
     Raises:
         UserError: if the network cannot take the inputs, or its output does not fit the classes.
@@ -68,7 +70,8 @@ def build_learner(
             asks = inspect.signature(locate(part.factory)).parameters
             given = {"in_shape": in_shape} if "in_shape" in asks else {}
             network = part.build(network, outputs=outputs, **given)
-        criterion = build_part(recipe.criterion, outputs=outputs)
+        counts = torch.ones(outputs, dtype=torch.int64) if class_counts is None else class_counts
+        criterion = build_part(recipe.criterion, outputs=outputs, class_counts=counts)
     return Learner(network, criterion, offset, scale)
 
 
