@@ -7,10 +7,8 @@ cosines, with its 95 % interval. It takes a quarter of an hour on two cores.
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
 
-import repertory
+from comparisons import cell, compared
 
 TASKS = ("digits", "mnist1d", "digits?coarse=5")
 METHODS = (
@@ -44,29 +42,14 @@ def main() -> None:
     columns: dict[str, dict[str, str]] = {}
     times: dict[str, list[float]] = {}
     for task in given.tasks:
-        with tempfile.TemporaryDirectory() as folder:
-            found = repertory.compare(
-                *given.methods, data=task, scenario="retrieval", seeds=given.seeds, epochs=given.epochs, device="cpu",
-                out=f"{folder}/run",
-            )  # fmt: skip
-        columns[task] = {row["label"]: _cell(row) for row in found["rows"]}
+        found = compared(given.methods, task, "retrieval", seeds=given.seeds, epochs=given.epochs)
+        columns[task] = {row["label"]: cell(row) for row in found["rows"]}
         for row in found["rows"]:
             times.setdefault(row["label"], []).append(row["cost"]["seconds"] or float("nan"))
-        print(f"done: {task}", file=sys.stderr)
     print(f"\n| | {' | '.join(columns)} | time |\n|---|{'---|' * (len(columns) + 1)}")
     for label in ("baseline", *given.methods):
         cells = [column[label] for column in columns.values()]
         print(f"| {label} | {' | '.join(cells)} | {sum(times[label]) / len(times[label]):.1f} |")
-
-
-def _cell(row: dict) -> str:
-    if row["mean"] is None:
-        return "diverged"
-    difference = row["difference"]
-    if difference is None:
-        return f"{100 * row['mean']:.1f}"
-    mark = {"helps": " +", "hurts": " -"}.get(row["verdict"], "")
-    return f"{100 * difference['mean']:+.1f} [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]{mark}"
 
 
 if __name__ == "__main__":

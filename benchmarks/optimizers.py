@@ -7,14 +7,11 @@ It takes a quarter of an hour on two cores.
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
 from typing import Any
 
 import torch
+from comparisons import cell, compared
 from torch.optim.optimizer import Optimizer, ParamsT
-
-import repertory
 
 TASKS = ("digits", "digits?noise=0.2", "mnist1d", "diabetes")
 OPTIMIZERS = {
@@ -82,35 +79,15 @@ def main() -> None:
     given = parser.parse_args()
     columns: dict[str, dict[str, str]] = {}
     for task in given.tasks:
-        with tempfile.TemporaryDirectory() as folder:
-            found = repertory.compare(
-                *OPTIMIZERS.values(),
-                data=task,
-                scenario="supervised",
-                seeds=given.seeds,
-                tune=given.trials,
-                epochs=given.epochs,
-                device="cpu",
-                out=f"{folder}/run",
-            )
+        found = compared(
+            OPTIMIZERS.values(), task, "supervised", seeds=given.seeds, tune=given.trials, epochs=given.epochs
+        )
         percent = 100.0 if found["metric"] == "accuracy" else 1.0
         title = f"{task}, {found['metric']}" + (" (%)" if percent > 1 else "")
-        columns[title] = {row["label"]: _cell(row, percent) for row in found["rows"]}
-        print(f"done: {task}", file=sys.stderr)
+        columns[title] = {row["label"]: cell(row, percent) for row in found["rows"]}
     print(f"\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, label in {"AdamW": "baseline", **OPTIMIZERS}.items():
         print(f"| {name} | {' | '.join(column[label] for column in columns.values())} |")
-
-
-def _cell(row: dict[str, Any], factor: float) -> str:
-    if row["mean"] is None:
-        return "diverged"
-    difference = row["difference"]
-    if difference is None:
-        return f"{factor * row['mean']:.1f}"
-    low, high = factor * difference["low"], factor * difference["high"]
-    mark = {"helps": " +", "hurts": " -"}.get(row["verdict"], "")
-    return f"{factor * difference['mean']:+.1f} [{low:+.1f}, {high:+.1f}]{mark}"
 
 
 if __name__ == "__main__":

@@ -32,5 +32,5 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             yield job, jobs.run_job(job)
 
     monkeypatch.setattr(api, "executor", lambda place, processes: contextlib.nullcontext(run))
-    monkeypatch.setattr(api, "write_report", lambda path, comparison, sheets=(): path.write_text("report"))
+    monkeypatch.setattr(api, "write_report", lambda path, *given: path.write_text("report"))
     return ran

@@ -44,7 +44,8 @@ class Card:
         defaults: the published defaults; a test compares them with the signature of `entry`.
         scenarios: names of the scenarios the method plays in.
         needs: what it asks of the data or the run: "index", "epochs", "classes", "per_example_loss", "views",
-            "stream:NAME", "views:weak-strong"; of an instrument "data", where it cannot do without.
+            "strong", "stream:NAME", "views:weak-strong", "class_counts", "teacher", "training", "images"; of an
+            instrument "data", where it cannot do without.
         neutral: options at which the method equals the baseline exactly, or None where no such setting exists.
         owns: slots of the recipe of which there is one ("head"), beside those that `edit` visibly replaces.
         search: range of an option for tuning, `{"rho": (0.01, 0.5)}`; drawn evenly on a logarithmic scale.

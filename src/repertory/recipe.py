@@ -115,6 +115,7 @@ class Recipe:
         surgery: changes to the model before training: each called with the model, `outputs`, and `in_shape` where it
             asks for it.
         methods: `core.Method`s, outermost first.
+        objective: a `core.Method` that learns without labels in place of the criterion, innermost; None learns labels.
         curation: choose training examples before training.
         before: sets what the network holds before training, from the training inputs (codebooks, statistics), and
             leaves its layers as they are.
@@ -127,6 +128,8 @@ class Recipe:
         accumulate: micro-batches that a batch is split into.
         clip_norm: largest gradient norm, or None.
         augment: "none", "shift" or "flip-shift" (images only).
+        teacher: gives a trained network to methods that learn from one, in the scenario distillation; None where there
+            is none. The same for all methods of a comparison.
         train_share: share of the budget spent on ordinary training; the rest is for `curation` and `after`. What
             `curation` and `before` cost is taken off it.
     """
@@ -147,6 +150,8 @@ class Recipe:
     clip_norm: float | None = None
     augment: str = "none"
     sampler: Part | None = None
+    objective: Part | None = None
+    teacher: Part | None = None
     train_share: float = 1.0
 
     def replace(self, **slots: Any) -> Recipe:

@@ -86,7 +86,7 @@ DATA = [
     ("--data iris --model torch.nn:Identity", r"gives \(2, 4\) for 2 inputs, but this data needs \(2, 3\); give"),
     ("--data iris --model timm:resnet18", r"timm:resnet18 takes images \(channels, height, width\)"),
     ("--data iris --model nopkg.nets:net", "there is no module 'nopkg'; install it, or add its folder"),
-    ("--data iris --model resnet18", "--model 'resnet18' is not of the form timm:NAME, hf:NAME, repertory:NAME or "),
+    ("--data iris --model resnet18", "--model 'resnet18' is not of the form timm:NAME, torchvision:NAME, hf:NAME"),
     ("--data iris --epochs 0", "epochs=0 is not allowed: epochs must be a whole number, at least 1"),
     ("--data iris --epochs few", "Invalid value for '--epochs': .*; see 'repertory .* --help'"),
     ("--data iris --lr=-1", "lr=-1.0 is not allowed: lr must be a number, above 0"),

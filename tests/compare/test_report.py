@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from rich.console import Console
 
 from repertory.compare.report import legend, table, write_report
@@ -69,6 +70,18 @@ def compared(
 def page(comparison: dict[str, Any], folder: Path) -> str:
     write_report(folder / "report.html", comparison)
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_condensed_sets_are_shown(tmp_path: Path) -> None:
+    classes = [{"class": "<cat>", "pictures": [Markup("<svg>one</svg>"), Markup("<svg>two</svg>")]}]
+    made = [{"label": "saf", "seed": 3, "shown": 10, "classes": classes}]
+    write_report(tmp_path / "report.html", compared({"saf": 0.02}), (), made)
+    shown = (tmp_path / "report.html").read_text(encoding="utf-8")
+    section = shown[shown.index('<section id="condensed">') :]
+    assert "&lt;cat&gt;" in section
+    assert "<td><svg>one</svg></td><td><svg>two</svg></td>" in section
+    assert "At seed 3, up to 10 examples" in section
+    assert 'id="condensed"' not in page(compared({"saf": 0.02}), tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,9 @@ def test_a_criterion_that_takes_hard_targets_stands_at_the_end_of_the_list() -> 
         ("stream:unlabelled", r"pass streams=\{'unlabelled': loader\} to Step"),
         ("epochs", "pass epochs="),
         ("classes", "pass classes="),
-        ("teacher", "choose a method that does not need teacher"),
+        ("teacher", "pass teacher="),
+        ("training", "pass training="),
+        ("graph", "choose a method that does not need graph"),
     ],
 )
 def test_an_unmet_need_is_refused_with_the_call_that_meets_it(need: str, fix: str) -> None:
@@ -86,4 +88,12 @@ def test_a_batch_without_index_is_refused_at_the_first_step() -> None:
     indexed = method("a", needs=frozenset({"index"}))
     step = Step(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), [indexed])
     with pytest.raises(ConflictError, match=r"a needs 'index'.*the batch has input, target"):
+        step((torch.zeros(2, 2), torch.tensor([0, 1])))
+
+
+def test_a_batch_without_strong_versions_is_refused_with_what_to_yield() -> None:
+    model = nn.Linear(2, 2)
+    needy = method("a", needs=frozenset({"strong"}))
+    step = Step(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), [needy])
+    with pytest.raises(ConflictError, match=r"a needs 'strong'.*the batch has input, target.*strong=True"):
         step((torch.zeros(2, 2), torch.tensor([0, 1])))

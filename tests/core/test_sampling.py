@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from repertory.core.sampling import ClassBatches, RepeatedRows
+from repertory.core.sampling import BagBatches, ClassBatches, RepeatedRows
 from repertory.errors import DataError, OptionError
 from repertory.training import BatchLoader
 
@@ -57,3 +57,31 @@ def test_repeated_rows_are_passes_over_all_examples_each_in_an_order_of_its_own(
 def test_no_whole_number_of_passes_is_refused(times: float) -> None:
     with pytest.raises(OptionError, match="times"):
         RepeatedRows(times)  # type: ignore[arg-type]
+
+
+def test_batches_of_bags_hold_every_example_and_whole_bags() -> None:
+    groups = torch.tensor([5, 0, 5, 5, 2, 2, 0, 5])
+    sampler = BagBatches(groups)
+    rows = torch.tensor([0, 1, 2, 3, 4, 5, 6])
+    order = sampler(rows, torch.zeros(7), torch.Generator().manual_seed(0))
+    assert sampler.group == 4
+    assert all(len(groups[bag].unique()) == 1 for bag in order.view(-1, 4))
+    assert len(order) == 12
+    assert order.unique().tolist() == rows.tolist()
+    assert (order.bincount(minlength=8)[groups == 2] == 2).all()
+
+
+def test_large_bags_come_in_several_groups_and_the_order_changes() -> None:
+    groups = torch.zeros(10, dtype=torch.int64)
+    sampler, generator = BagBatches(groups, per_bag=4), torch.Generator().manual_seed(1)
+    orders = [sampler(torch.arange(10), torch.zeros(10), generator) for _ in range(2)]
+    assert [len(order) for order in orders] == [12, 12]
+    assert orders[0].unique().tolist() == list(range(10))
+    assert not torch.equal(*orders)
+
+
+def test_batches_of_bags_without_bags_are_refused() -> None:
+    with pytest.raises(DataError, match="rows belong together"):
+        BagBatches(None)
+    with pytest.raises(OptionError, match="per_bag"):
+        BagBatches(torch.zeros(3, dtype=torch.int64), per_bag=0)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
 from repertory.core import ExampleTable
+from repertory.errors import OptionError
 
 
 def test_rows_are_read_in_the_order_of_the_index_after_any_order_of_writing() -> None:
@@ -80,3 +85,81 @@ def test_the_state_of_an_empty_table_loads() -> None:
 def test_reading_before_writing_is_an_error() -> None:
     with pytest.raises(IndexError, match="nothing was written"):
         ExampleTable().read(torch.tensor([0]))
+
+
+def through_a_file(module: torch.nn.Module) -> dict[str, object]:
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("examples", [None, 50])
+def test_beyond_the_limit_rows_lie_in_a_file_and_read_the_same(tmp_path: Path, examples: int | None) -> None:
+    on_disk, in_memory = ExampleTable(examples, limit=100, folder=tmp_path), ExampleTable(examples)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        index, rows = torch.randint(50, (8,), generator=generator), torch.randn(8, 3, generator=generator)
+        on_disk.write(index, rows)
+        in_memory.write(index, rows)
+    assert (on_disk.on_disk, in_memory.on_disk) == (True, False)
+    assert on_disk.bytes == 0
+    everything = torch.arange(50)
+    known = in_memory.written(everything)
+    assert torch.equal(on_disk.written(everything), known)
+    places = known.nonzero().flatten()
+    assert torch.equal(on_disk.read(places), in_memory.read(places))
+    assert torch.equal(on_disk.entries()[1], in_memory.entries()[1])
+
+
+def test_files_are_made_in_the_folder_that_was_named_and_only_beyond_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    make = tempfile.mkstemp
+    monkeypatch.setattr(tempfile, "mkstemp", lambda **given: made.append(given["dir"]) or make(**given))
+    for limit in (100, 99):
+        table = ExampleTable(25, limit=limit, folder=tmp_path)
+        table.write(torch.arange(25), torch.arange(25.0)[:, None])
+        assert table.on_disk == (limit == 99)
+    assert made == [str(tmp_path)]
+
+
+def test_a_table_that_grows_beyond_the_limit_moves_to_a_file_with_what_it_holds() -> None:
+    table = ExampleTable(limit=100)
+    table.write(torch.arange(5), torch.arange(5.0)[:, None])
+    assert not table.on_disk
+    table.write(torch.tensor([60]), torch.tensor([[7.0]]))
+    assert table.on_disk
+    assert table.read(torch.tensor([0, 4, 60])).flatten().tolist() == [0.0, 4.0, 7.0]
+
+
+def test_the_file_takes_room_where_it_is_written_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    table = ExampleTable(10**7, limit=100, folder=tmp_path)
+    table.write(torch.tensor([9_999_999]), torch.tensor([[3.0, 4.0]]))
+    assert table.read(torch.tensor([9_999_999])).tolist() == [[3.0, 4.0]]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_in_a_file_are_saved_weights_only_and_loaded_into_a_file_of_their_own(tmp_path: Path) -> None:
+    table, fresh = (ExampleTable(40, limit=100, folder=tmp_path) for _ in range(2))
+    table.write(torch.tensor([2]), torch.tensor([[3.0]]))
+    fresh.load_state_dict(through_a_file(table))
+    table.write(torch.tensor([2]), torch.tensor([[4.0]]))
+    assert fresh.on_disk
+    assert fresh.read(torch.tensor([2])).item() == 3.0
+    assert fresh.written(torch.tensor([1, 2])).tolist() == [False, True]
+
+
+def test_whole_numbers_may_be_stored() -> None:
+    table = ExampleTable(3, dtype=torch.int16)
+    table.write(torch.tensor([1]), torch.tensor([[5]]))
+    assert (table.read(torch.tensor([1])).item(), table.bytes) == (5.0, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"limit": -1}, "limit=-1"), ({"folder": "/nowhere/at/all"}, "is not a folder; make it")]
+)
+def test_storage_that_cannot_be_had_is_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        ExampleTable(**options)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from repertory.datasets import Dataset, Encoder, load
-from repertory.datasets.corruptions import flip_labels, shift_inputs
+from repertory.datasets.corruptions import shift_inputs
+from repertory.datasets.noise import flip_labels
 from repertory.errors import OptionError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from repertory.errors import OptionError
-from repertory.models.small import conv1d, mlp, small_cnn
+from repertory.models.small import conv1d, convnet, mlp, small_cnn
 
 CASES = [
     (mlp, (7,)),
@@ -88,3 +88,21 @@ def test_bad_options_name_themselves(
 ) -> None:
     with pytest.raises(OptionError, match=message):
         factory(**{"in_shape": in_shape, "outputs": 2, **options})
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 48), (1, 8, 8), (2, 3, 5), (1, 28, 28), (1, 1, 2)])
+def test_convnet_takes_images_of_any_size_each_by_itself(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, images = convnet(shape, 4, width=5), torch.randn(3, *shape)
+    assert model.training
+    torch.testing.assert_close(model(images), torch.cat([model(one) for one in images.split(1)]))
+    assert isinstance(model[-1], nn.Linear)
+    assert max(model[:3](images).shape[2:]) <= 16
+    assert not list(model.buffers())
+
+
+def test_convnet_refuses_an_image_of_one_place() -> None:
+    with pytest.raises(OptionError, match=r"in_shape=\(3, 1, 1\) leaves one place"):
+        convnet((3, 1, 1), 2)
+    with pytest.raises(OptionError, match="depth=0"):
+        convnet((1, 8, 8), 2, depth=0)

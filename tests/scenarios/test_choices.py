@@ -32,7 +32,7 @@ def test_a_model_is_named_in_three_ways(text: str, part: Part) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("resnet18", "--model 'resnet18' is not of the form timm:NAME, hf:NAME, repertory:NAME or package.module:fac"),
+        ("resnet18", "--model 'resnet18' is not of the form timm:NAME, torchvision:NAME, hf:NAME, repertory:NAME or"),
         ("timm:", "not of the form"),
         ("repertory:poolformer_tny", "repertory has no model 'poolformer_tny'; it has .*did you mean poolformer_tiny"),
         ("timm:resnet18:pretrained", "'pretrained' in .* is not of the form option=value"),

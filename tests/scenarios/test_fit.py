@@ -236,3 +236,20 @@ def test_the_tensorboard_logger_writes_every_curve(tmp_path: Path) -> None:
     events = EventAccumulator(str(log)).Reload()
     assert {"train_loss", "validation_accuracy", "validation_nll"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("train_loss")) == 4
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["graph-reranking:k1=5", "relative-representations:anchors=20", "b-attention:k=4,share=0.2", "softtriple"],
+)
+def test_a_saved_model_refines_embeddings_as_the_fitted_one_did(method: str, tmp_path: Path) -> None:
+    import pandas as pd
+
+    fit(method, data="digits", epochs=1, out=tmp_path / "m", scenario="retrieval", device="cpu")
+    saved = repertory.load(tmp_path / "m")
+    table = pd.read_parquet(tmp_path / "m" / "embeddings.parquet")
+    rows = torch.tensor(table["row"].tolist())
+    plain, _ = saved.embed(repertory.datasets.load("digits").inputs[rows])
+    searched = torch.tensor([row.tolist() for row in table["embedding"]])
+    torch.testing.assert_close(saved.refine(plain), searched, rtol=1e-4, atol=1e-5)
+    assert torch.equal(saved.refine(plain), plain) == (method == "softtriple")

@@ -54,5 +54,5 @@ def test_methods_of_no_common_scenario_are_refused(monkeypatch: pytest.MonkeyPat
     esam, lion = entries["esam"], entries["lion"]
     other = type(lion)(**{**vars(lion), "card": type(lion.card)(**{**vars(lion.card), "scenarios": ("online",)})})
     monkeypatch.setattr(catalogue, "entries", lambda: {"esam": esam, "lion": other})
-    with pytest.raises(UserError, match="esam: supervised or retrieval or continual; lion: online"):
+    with pytest.raises(UserError, match="esam: supervised or retrieval or continual or segmentation; lion: online"):
         suitable(["esam+lion"])

@@ -8,14 +8,17 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from repertory import compare
 from repertory.datasets import load
 from repertory.errors import DivergedError, OptionError, UserError
+from repertory.estimators.graph_reranking import GCR
 from repertory.recipe import Part, Recipe
 from repertory.retrieval import retrieval_metrics
-from repertory.scenarios import retrieval
+from repertory.scenarios import retrieval, supervised
+from repertory.scenarios.methods import arm
 from repertory.scenarios.registry import Outcome, scenario
 from repertory.training.budget import Budget
 from repertory.training.learner import Learner
@@ -140,3 +143,55 @@ def test_a_comparison_keeps_embeddings_and_shows_what_is_found(tmp_path: Path) -
     html = (tmp_path / "run" / "report.html").read_text()
     assert html.count('class="query"') == 16
     assert "MAP@R (%)" in html
+
+
+def camera_rows() -> pd.DataFrame:
+    """Six classes of points, each seen by two cameras that shift what they see."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(6).repeat_interleave(20)
+    camera = torch.arange(120) % 2
+    rows = 3 * torch.randn(6, 4, generator=generator)[labels] + torch.randn(120, 4, generator=generator)
+    rows[:, 0] += 2 * camera
+    table = pd.DataFrame(rows.numpy(), columns=list("abcd"))
+    return table.assign(kind=[f"k{k}" for k in labels.tolist()], seen_by=["north" if c else "south" for c in camera])
+
+
+def test_cameras_of_a_table_reach_what_refines_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    camera_rows().to_csv(tmp_path / "seen.csv", index=False)
+    dataset = retrieval.view(load(f"{tmp_path}/seen.csv?group=seen_by", target="kind"))
+    assert dataset.in_shape == (4,)
+    assert dataset.group_names == ("north", "south")
+    told: list[Tensor] = []
+    refine = GCR.refine
+
+    def noted(self: Any, embeddings: Tensor, labels: Any = None, groups: Any = None) -> Tensor:
+        told.append(groups)
+        return refine(self, embeddings, labels, groups)
+
+    monkeypatch.setattr(GCR, "refine", noted)
+    recipe = retrieval.baseline(dataset, Part("repertory.testing.tiny:network"), epochs=1)
+    edited = arm("graph-reranking:k1=4", recipe, dataset.task, "retrieval").recipe
+    outcome = retrieval.run(edited, dataset, seed=0, budget=Budget("steps", 3))
+    for groups, part in zip(told, ("validation", "test"), strict=True):
+        cameras = [dataset.group_names[code] for code in groups.tolist()]
+        expected = camera_rows()["seen_by"].iloc[outcome.splits.indices[part]].tolist()
+        assert cameras == expected
+
+
+def test_a_camera_is_one_in_all_folders_of_its_name(tmp_path: Path) -> None:
+    for number, name in enumerate(f"{label}/{camera}" for label in ("cat", "dog") for camera in ("c1", "c2")):
+        (tmp_path / name).mkdir(parents=True)
+        for k in range(4):
+            Image.new("L", (8, 8), color=20 * number + k).save(tmp_path / name / f"{k}.png")
+    dataset = load(f"{tmp_path}?group=folders")
+    assert dataset.group_names == ("c1", "c2")
+    assert dataset.groups is not None
+    assert dataset.groups.bincount().tolist() == [8, 8]
+    assert dataset.classes == ("cat", "dog")
+
+
+def test_cameras_that_nothing_says_are_refused() -> None:
+    with pytest.raises(UserError, match="group=camera names nothing in digits; it is a column of a table"):
+        retrieval.view(load("digits?group=camera"))
+    with pytest.raises(OptionError, match="group=camera has no use in scenario supervised"):
+        supervised.view(load("digits?group=camera"))

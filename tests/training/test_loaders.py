@@ -291,6 +291,20 @@ def test_views_are_the_inputs_changed_by_draws_of_their_own() -> None:
     assert "views" not in next(iter(make()))
 
 
+def test_strong_versions_stand_beside_labelled_inputs_as_they_would_be_without() -> None:
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain, loader, again = (
+        BatchLoader(images, torch.arange(6), batch_size=3, augment="shift", strong=strong)
+        for strong in (False, True, True)
+    )
+    for expected, batch, other in zip(plain, loader, again):
+        assert torch.equal(batch["input"], expected["input"])
+        assert torch.equal(batch["strong"], other["strong"])
+        assert batch["strong"].shape == batch["input"].shape
+        assert not torch.equal(batch["strong"], batch["input"])
+        assert "strong" not in expected
+
+
 def test_groups_of_a_sampler_set_in_mid_epoch_leave_the_running_epoch_as_it_was() -> None:
     class Fours:
         group = 4
@@ -305,3 +319,14 @@ def test_groups_of_a_sampler_set_in_mid_epoch_leave_the_running_epoch_as_it_was(
         loader.sampler = Fours()
     assert first == order(plain)
     assert order(loader) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("augment", ["shift", "flip-shift"])
+def test_masks_move_as_their_images_do(augment: str) -> None:
+    images = torch.randint(200, (6, 1, 16, 20), generator=torch.Generator().manual_seed(0)).float()
+    loader = BatchLoader(images, images[:, 0].long(), batch_size=3, augment=augment)
+    moved = 0
+    for batch in loader:
+        assert torch.equal(batch["target"], batch["input"][:, 0].long())
+        moved += int((batch["input"] != images[batch["index"]]).any((1, 2, 3)).sum())
+    assert moved > 3

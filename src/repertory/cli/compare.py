@@ -16,7 +16,10 @@ def compare(
     ],
     target: Annotated[str | None, typer.Option(help="Column of the target, for tables.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="timm:NAME, hf:NAME, repertory:NAME or package.module:factory; default: small.")
+        str | None,
+        typer.Option(
+            help="timm:NAME, torchvision:NAME, hf:NAME, repertory:NAME or package.module:factory; default: small."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,

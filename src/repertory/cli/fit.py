@@ -18,7 +18,10 @@ def fit(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column of the target, for tables.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="timm:NAME, hf:NAME, repertory:NAME or package.module:factory; default: small.")
+        str | None,
+        typer.Option(
+            help="timm:NAME, torchvision:NAME, hf:NAME, repertory:NAME or package.module:factory; default: small."
+        ),
     ] = None,
     scenario: Annotated[str | None, typer.Option(help="Kind of problem; default: found from the methods.")] = None,
     seed: Annotated[int, typer.Option(help="Decides split, weights and order.")] = 0,

@@ -12,21 +12,29 @@ import typer
 def predict(
     model: Annotated[str, typer.Argument(help="Folder that 'repertory fit' wrote.")],
     data: Annotated[str, typer.Argument(metavar="INPUT", help="Image, folder of images, CSV, Parquet or .npz.")],
-    out: Annotated[str | None, typer.Option(help="Write a .csv, .parquet or .json file instead of printing.")] = None,
+    out: Annotated[str | None, typer.Option(help="Write a .csv, .parquet or .json file, or a folder of masks.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Run code of other packages that the model names.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict with a saved model: one row an input."""
     from repertory.cli.output import print_json, print_table
     from repertory.errors import UserError
+    from repertory.training.mask_files import MaskPredictions
     from repertory.training.saved import load
 
     suffix = None if out is None else Path(out).suffix
-    if suffix not in (None, ".csv", ".parquet", ".json"):
-        raise UserError(f"--out {out!r} must end in .csv, .parquet or .json")
+    if suffix not in (None, ".csv", ".parquet", ".json", ""):
+        raise UserError(f"--out {out!r} must end in .csv, .parquet or .json, or be a folder for masks")
     if out is not None and not Path(out).parent.is_dir():
         raise UserError(f"--out {out!r} lies in a folder that does not exist; make it, or name another")
-    rows = load(model, trust=trust).predict(data).rows()
+    saved = load(model, trust=trust)
+    if suffix == "" and saved.about["task"] != "segmentation":
+        raise UserError(f"--out {out!r} must end in .csv, .parquet or .json; only a model of masks writes a folder")
+    predictions = saved.predict(data)
+    if out is not None and isinstance(predictions, MaskPredictions) and suffix == "":
+        print(f"{len(predictions.write(out))} masks: {out}")
+        return
+    rows = predictions.rows()
     if out is not None:
         _write(rows, Path(out))
         print(f"{len(rows)} predictions: {out}")

@@ -18,14 +18,16 @@ from repertory.compare.files import write_json
 from repertory.compare.folder import RunFolder, safe_name
 from repertory.compare.plan import Plan, make_plan
 from repertory.compare.report import write_report
-from repertory.compare.sheet import sheets
+from repertory.compare.sheet import condensed_sheets, sheets
 from repertory.compare.statistics import BASELINE, summarise
 from repertory.compare.tuning import tune as tune_arms
 from repertory.errors import UserError
 from repertory.recipe import Recipe
 from repertory.scenarios.choices import Source, device_of
+from repertory.scenarios.condensation import condensing_costs
 from repertory.scenarios.methods import Arm
 from repertory.scenarios.registry import scenario as scenario_of
+from repertory.scenarios.teachers import costs_apart
 from repertory.training.budget import Budget
 from repertory.training.evaluate import higher_is_better
 
@@ -144,7 +146,7 @@ def _run(plan: Plan, folder: RunFolder, run: Execute, tune: int, command: str, w
         for job in wanted:
             if found[job["key"]] is not None:
                 told(job["key"], 1.0, total)
-        missing = [job for job in wanted if found[job["key"]] is None]
+        missing = [{**job, "folder": str(folder.path.resolve())} for job in wanted if found[job["key"]] is None]
         with contextlib.closing(run(missing, lambda key, share: told(key, min(share, 0.99), total))) as ended:
             for job, result in ended:
                 found[job["key"]] = folder.save_result(job["key"], {**result, "split_seed": job["split_seed"]})
@@ -178,7 +180,8 @@ def _run(plan: Plan, folder: RunFolder, run: Execute, tune: int, command: str, w
     comparison["folder"] = str(folder.path)
     folder.save_table(results)
     write_json(folder.path / "run.json", comparison)
-    write_report(folder.path / "report.html", comparison, sheets(results, plan.dataset))
+    made = condensed_sheets(results, folder.path, plan.dataset)
+    write_report(folder.path / "report.html", comparison, sheets(results, plan.dataset), made)
     _raise_if_nothing_ran(results, folder)
     return comparison
 
@@ -221,6 +224,8 @@ def _comparison(
             for e in entries
             if "stream:validation" in e.card.needs
         ),
+        *costs_apart(results),
+        *condensing_costs(results),
     ]
     settings = dict(plan.settings)
     amount = f"{plan.budget.amount:.3g}" if plan.budget.kind == "seconds" else f"{plan.budget.amount:,.0f}"

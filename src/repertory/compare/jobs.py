@@ -12,6 +12,7 @@ from repertory.errors import DataError, DivergedError
 from repertory.recipe import Recipe
 from repertory.scenarios.choices import Source
 from repertory.scenarios.registry import scenario
+from repertory.scenarios.teachers import teachers_kept_in
 from repertory.training.budget import Budget
 
 _INTERVAL = 0.2
@@ -23,7 +24,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: `key`, `label`, `method`, `scenario`, `recipe`, `seed`, `split_seed`, `data` with its
-            `fingerprint`, `budget`, `device`, `precision`.
+            `fingerprint`, `budget`, `device`, `precision`; and where it is not run by itself `folder`, of the
+            comparison, in which what several runs share is kept.
 
     Returns:
         label, method, seed, status ("finished", "diverged" or "failed"), error, metrics, curve, cost, indices.
@@ -39,16 +41,17 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         "cost": {},
     }
     try:
-        outcome = scenario(job["scenario"]).run(
-            Recipe.from_dict(job["recipe"]),
-            _data(Source(**job["data"]), job["fingerprint"]),
-            seed=job["seed"],
-            split_seed=job["split_seed"],
-            budget=Budget(**job["budget"]),
-            device=job["device"],
-            precision=job["precision"],
-            on_progress=_reporter(job["key"]),
-        )
+        with teachers_kept_in(job.get("folder")):
+            outcome = scenario(job["scenario"]).run(
+                Recipe.from_dict(job["recipe"]),
+                _data(Source(**job["data"]), job["fingerprint"]),
+                seed=job["seed"],
+                split_seed=job["split_seed"],
+                budget=Budget(**job["budget"]),
+                device=job["device"],
+                precision=job["precision"],
+                on_progress=_reporter(job["key"]),
+            )
     except DivergedError as error:
         return {**result, "status": "diverged", "error": str(error)}
     except Exception as error:  # one method's fault must not end the runs of the others

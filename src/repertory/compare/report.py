@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 _COLOURS = {"helps": "green", "hurts": "red", "cannot tell": "dim"}
 
 
-def write_report(path: str | Path, comparison: Mapping[str, Any], sheets: Sequence[Mapping[str, Any]] = ()) -> None:
+def write_report(
+    path: str | Path,
+    comparison: Mapping[str, Any],
+    sheets: Sequence[Mapping[str, Any]] = (),
+    made: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Write the comparison as one HTML file: no network, no script, ready to print or to send.
 
     The same comparison gives the same bytes.
@@ -41,6 +46,7 @@ def write_report(path: str | Path, comparison: Mapping[str, Any], sheets: Sequen
             (the runs), `cards` (one mapping a method: slug, name, title, authors, year, link, one_line),
             `created` (ISO time), `incomplete` (some runs are still to come).
         sheets: queries with what was found, from `repertory.compare.sheet`.
+        made: condensed sets as pictures, from there too.
     """
     import jinja2
 
@@ -79,6 +85,7 @@ def write_report(path: str | Path, comparison: Mapping[str, Any], sheets: Sequen
         number=_number,
         banded=plots.BANDED,
         sheets=sheets,
+        made=made,
     )
     Path(path).write_text(html, encoding="utf-8")
 
@@ -99,7 +106,7 @@ def table(comparison: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        title=finding(comparison),
+        title=Text(finding(comparison)),
         title_justify="left",
     )
     grid.add_column("method", max_width=24, overflow="fold")

@@ -5,15 +5,20 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from repertory.compare.folder import safe_name
 from repertory.datasets import Dataset
+from repertory.datasets.condensed import read
 
 _SIDE = 56
 """Pixels, on the page."""
+_PICTURES, _CLASSES = 10, 10
+"""Condensed examples of a class, and classes, that are shown."""
 _TEXT = 160
 """Characters of a text that are shown."""
 
@@ -38,6 +43,44 @@ def sheets(results: Sequence[Mapping[str, Any]], dataset: Dataset) -> list[dict[
             ]
             shown[run["label"]] = {"label": run["label"], "seed": run["seed"], "queries": queries}
     return list(shown.values())
+
+
+def condensed_sheets(results: Sequence[Mapping[str, Any]], folder: Path, dataset: Dataset) -> list[dict[str, Any]]:
+    """Return for each label the condensed set of its first finished run as pictures, by class.
+
+    Args:
+        results: the runs.
+        folder: of the comparison, where their condensed sets are.
+        dataset: what was condensed.
+
+    Returns:
+        Mappings with `label`, `seed`, `shown` and `classes`, empty where nothing was condensed or there is nothing to
+        draw; each class has `class`, its name, and `pictures`.
+    """
+    shown: dict[str, dict[str, Any]] = {}
+    for run in results:
+        label, path = run["label"], folder / "synthetic" / f"{safe_name(run['label'])}/seed-{run['seed']}.parquet"
+        if label in shown or dataset.modality not in ("image", "sequence") or not path.exists():
+            continue
+        found = read(path)
+        labels = found.targets.argmax(1) if found.targets.ndim > 1 else found.targets
+        classes = [
+            {
+                "class": name,
+                "pictures": [
+                    picture(_whole(each, dataset.modality), dataset.modality)
+                    for each in found.inputs[labels == number][:_PICTURES]
+                ],
+            }
+            for number, name in enumerate(dataset.classes[:_CLASSES])
+        ]
+        shown[label] = {"label": label, "seed": run["seed"], "shown": _PICTURES, "classes": classes}
+    return list(shown.values())
+
+
+def _whole(values: Tensor, modality: str) -> Tensor:
+    """Pixels that were made may lie outside of what can be shown."""
+    return values.round().clamp(0, 255) if modality == "image" else values
 
 
 def _drawn(item: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

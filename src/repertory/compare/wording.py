@@ -47,7 +47,7 @@ class Scale:
     def of(cls, metric: str, rows: Sequence[Mapping[str, Any]]) -> Scale:
         """Choose as many decimals as the spread over seeds gives meaning to."""
         shares = {"recall", "precision", "f1", "ece", "auc", "r_precision", "map_at_r", "map_at_r_eighth"}
-        shares |= {"forgetting", "compatibility", "cross_version", "new_on_old"}
+        shares |= {"forgetting", "compatibility", "cross_version", "new_on_old", "agreement"}
         percent = "accuracy" in metric or metric in shares or metric.startswith("recall_at_")
         factor = 100.0 if percent else 1.0
         spreads = [row["sd"] * factor for row in rows if row["sd"]]

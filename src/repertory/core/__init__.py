@@ -7,6 +7,7 @@ from repertory.core.randomness import generator_for
 from repertory.core.state import Run, State
 from repertory.core.step import Step
 from repertory.core.tables import ExampleTable
+from repertory.core.top_k import TopKTable
 
 __all__ = [
     "ExampleTable",
@@ -14,6 +15,7 @@ __all__ = [
     "Run",
     "State",
     "Step",
+    "TopKTable",
     "classifier_of",
     "features_and_output",
     "frozen_norm_statistics",

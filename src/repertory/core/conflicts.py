@@ -78,11 +78,33 @@ def check_batch(methods: Sequence[Method], batch: Mapping[str, Any]) -> None:
                 f"{method.slug} needs 'index', the position of each example in the training set; the batch has "
                 f"{there}; yield (input, target, index), or use repertory.training.BatchLoader"
             )
+        if "group" in method.needs and "group" not in batch:
+            raise ConflictError(
+                f"{method.slug} needs 'group', the number of the bag of each example; the batch has {there}; yield a "
+                "mapping with 'group', or use data whose rows belong together (scenario bags)"
+            )
+        if "images" in method.needs and getattr(batch["input"], "ndim", 0) != 4:
+            shape = tuple(getattr(batch["input"], "shape", ()))
+            raise ConflictError(
+                f"{method.slug} needs images (batch, channels, height, width), but the inputs are {shape}; "
+                "give images, or leave the method out"
+            )
         if "views" in method.needs and "views" not in batch:
             raise ConflictError(
                 f"{method.slug} needs 'views', two randomly changed versions of the inputs; the batch has "
                 f"{there}; yield a mapping with 'views': [first, second], or use "
                 "repertory.training.BatchLoader(..., views=2)"
+            )
+        if "change" in method.needs and "change" not in batch:
+            raise ConflictError(
+                f"{method.slug} needs 'change', numbers that say how the second of the views comes from the first; the "
+                f"batch has {there}; yield a mapping with 'change' (batch, parameters), or use "
+                "repertory.training.BatchLoader(..., views='turned')"
+            )
+        if "strong" in method.needs and "strong" not in batch:
+            raise ConflictError(
+                f"{method.slug} needs 'strong', a strongly changed version of each input; the batch has {there}; yield "
+                "a mapping with 'strong', or use repertory.training.BatchLoader(..., strong=True)"
             )
         if "views:weak-strong" in method.needs and len(batch["unlabelled"].get("views", ())) != 2:
             raise ConflictError(
@@ -94,7 +116,7 @@ def check_batch(methods: Sequence[Method], batch: Mapping[str, Any]) -> None:
 
 def need_of_batch(need: str) -> bool:
     """Whether a need can only be seen in the first batch."""
-    return need in ("index", "views", "views:weak-strong", "per_example_loss")
+    return need in ("index", "group", "views", "change", "strong", "views:weak-strong", "per_example_loss", "images")
 
 
 def _words(needs: Sequence[str]) -> str:
@@ -109,6 +131,10 @@ def _fix(need: str) -> str:
         "epochs": "pass epochs=... (the number of passes you plan) to Step",
         "classes": "pass classes=... to Step; for regression data choose another method",
         "class_counts": "pass class_counts=targets.bincount(minlength=classes) to Step",
+        "teacher": "pass teacher=module, a trained network of the same classes, to Step; on the command line add "
+        "--scenario distillation",
+        "training": "pass training=loader, batches of (input, target, index) of the whole training set without "
+        "augmentation, to Step",
     }
     return fixes.get(need, f"choose a method that does not need {need}, or data that has it")
 

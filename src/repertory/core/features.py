@@ -87,6 +87,9 @@ class NetworkFeatures:
                 "linear layer; name another place with features"
             )
 
+    def _row(self, value: Tensor) -> Tensor:
+        return value.flatten(1)
+
     def take(self, value: Any) -> Tensor | None:
         """Note features, and return what goes on in their place, None for themselves; called by the hook."""
         if self._seen is None:
@@ -95,12 +98,66 @@ class NetworkFeatures:
             raise DataError(
                 f"the network's features must be a tensor (batch, dim), not {getattr(value, 'shape', type(value))}"
             )
-        self._seen.append(value.flatten(1))
+        self._seen.append(self._row(value))
         if self._passed == 1.0:
             return None
         fixed = value.detach()
         # In this form the value stays the same to the last bit.
         return fixed + self._passed * (value - fixed) if self._passed else fixed
+
+
+class DenseFeatures(NetworkFeatures):
+    """As `NetworkFeatures`, of a network with logits for each pixel: the map that enters its classifier, as it is.
+
+    The classifier is what the network's `get_classifier()` says, else the last convolution or linear layer with as many
+    outputs as there are classes, else the last one.
+
+    Args:
+        model: the network.
+        classes: number of classes, None where nobody knows.
+
+    Attributes:
+        layer: the classifier.
+        dim: channels of the map.
+
+    Raises:
+        UserError: if the network has neither a convolution nor a linear layer.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    >>> features = DenseFeatures(model, classes=4)
+    >>> with features.recorded() as seen:
+    ...     _ = model(torch.zeros(2, 3, 5, 6))
+    >>> seen[-1].shape, features.dim
+    (torch.Size([2, 8, 5, 6]), 8)
+    """
+
+    def __init__(self, model: nn.Module, classes: int | None) -> None:
+        self.layer: Any = _dense_classifier(model, classes)
+        self.output = False
+        dim: Any = self.layer.in_features if isinstance(self.layer, nn.Linear) else self.layer.in_channels
+        self.dim = int(dim)
+        self._seen, self._passed = None, 1.0
+        self.layer.register_forward_pre_hook(_Hook(self))
+
+    def _row(self, value: Tensor) -> Tensor:
+        return value
+
+
+def _dense_classifier(model: nn.Module, classes: int | None) -> nn.Module:
+    ask: Any = getattr(model, "get_classifier", None)
+    told = ask() if callable(ask) else None
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    if isinstance(told, kinds):
+        return told
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, kinds)]
+    if not layers:
+        raise UserError(
+            f"{type(model).__name__} has no convolution and no linear layer, so its classifier cannot be found; end "
+            "the network in one"
+        )
+    fitting = [each for each in layers if getattr(each, "out_channels", getattr(each, "out_features", 0)) == classes]
+    return (fitting or layers)[-1]
 
 
 class _Hook:

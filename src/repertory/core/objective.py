@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from repertory.core.features import NetworkFeatures
-from repertory.core.method import Method
+from repertory.core.method import Inner, Method
 from repertory.core.randomness import seeded
 from repertory.core.state import Run, State
 
@@ -51,6 +51,10 @@ class Objective(Method, ABC):
             self.to(run.device)
             self._made = True
 
+    @abstractmethod
+    def loss(self, state: State, inner: Inner) -> Tensor:
+        """Return the loss, `(batch,)` where it has a value an example, else 0-d, in place of the criterion's."""
+
     def encode(self, state: State, inputs: Sequence[Tensor]) -> Tensor:
         """Pass several versions of the batch through the network together, count them, and return their features.
 
@@ -74,18 +78,15 @@ class Objective(Method, ABC):
         return seen[-1].unflatten(0, (len(inputs), size))
 
 
-def projection(width: int, hidden: int, dim: int, norm: bool = False) -> nn.Sequential:
+def projection(width: int, hidden: int, dim: int) -> nn.Sequential:
     """Return a perceptron of one hidden layer for the features to be compared behind.
 
     Args:
         width: size of the features.
         hidden: units of the hidden layer.
         dim: size of the result.
-        norm: with batch normalisation before the ReLU.
 
     >>> projection(8, 8, 4)(torch.zeros(2, 8)).shape
     torch.Size([2, 4])
     """
-    layers: list[nn.Module] = [nn.Linear(width, hidden)]
-    layers += [nn.BatchNorm1d(hidden)] if norm else []
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden, dim))
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))

@@ -90,3 +90,57 @@ class RepeatedRows:
             Rows `(times * n,)`.
         """
         return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(self.times)])
+
+
+class BagBatches:
+    """Groups of examples of one bag, in random order, so that a batch holds whole bags.
+
+    An epoch holds every example at least once. A bag whose size is no multiple of `per_bag` fills its last group with
+    further ones of its own examples; bags of more than `per_bag` come in several groups.
+
+    Args:
+        groups: bag of each training example `(examples,)`, int64; a run on data with bags passes it.
+        per_bag: examples of a bag in a group; None takes the size of the largest bag.
+
+    Attributes:
+        group: rows that a loader must not part.
+
+    Raises:
+        DataError: if the data have no bags.
+        OptionError: if `per_bag` is not a whole number from 1 on.
+
+    >>> sampler = BagBatches(torch.tensor([0, 1, 1, 0, 1]))
+    >>> order = sampler(torch.arange(5), torch.zeros(5), torch.Generator().manual_seed(0))
+    >>> sorted(sorted(bag) for bag in order.view(-1, 3).tolist()), sampler.group
+    ([[0, 0, 3], [1, 2, 4]], 3)
+    """
+
+    def __init__(self, groups: Tensor | None = None, per_bag: int | None = None) -> None:
+        if groups is None or not len(groups):
+            raise DataError("batches of bags need data whose rows belong together; use the scenario bags")
+        if per_bag is not None:
+            check_number("per_bag", per_bag, minimum=1, integer=True)
+        self._groups = groups
+        self.group = per_bag or int(groups.unique(return_counts=True)[1].max())
+
+    def __call__(self, rows: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the order of an epoch.
+
+        Args:
+            rows: examples that may be used `(n,)`, int64.
+            targets: their targets; they do not matter.
+            generator: CPU generator of the draws.
+
+        Returns:
+            Rows `(m,)`, m at least n and a multiple of `group`.
+        """
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        _, bag, sizes = self._groups[rows].unique(return_inverse=True, return_counts=True)
+        rows = rows[bag.argsort(stable=True)]
+        filled = (sizes + self.group - 1) // self.group * self.group
+        starts, begins = sizes.cumsum(0) - sizes, filled.cumsum(0) - filled
+        within = torch.arange(int(filled.sum())) - begins.repeat_interleave(filled)
+        # A bag starts again from its first example, which is a random one.
+        places = starts.repeat_interleave(filled) + within % sizes.repeat_interleave(filled)
+        whole = rows[places].view(-1, self.group)
+        return whole[torch.randperm(len(whole), generator=generator)].flatten()

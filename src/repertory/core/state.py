@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repertory.core.distributed import rank, world_size
+from repertory.core.frozen import Frozen
 from repertory.core.randomness import generator_for
 
 
@@ -46,6 +47,10 @@ class Run:
         examples: size of the training set, or None when nobody said.
         classes: number of classes, or None.
         class_counts: training examples of each class `(classes,)` int64, or None when nobody said.
+        teacher: a trained network, frozen and in evaluation mode, where the network's parameters are; no part of what
+            is optimised or saved. Whoever evaluates it adds to `counts`. None when there is none.
+        training: batches of the whole training set, to go over it once more without augmentation; None when nobody
+            gave them.
         counts: forward and backward passes so far.
         seed: the run's seed.
         sharded: whether each process holds only a part of every parameter.
@@ -71,6 +76,8 @@ class Run:
         examples: int | None = None,
         classes: int | None = None,
         class_counts: Tensor | None = None,
+        teacher: Frozen | None = None,
+        training: Iterable[Any] | None = None,
     ) -> None:
         self.model = model
         self.criterion = criterion
@@ -82,6 +89,8 @@ class Run:
         self.examples = examples
         self.classes = classes
         self.class_counts = class_counts
+        self.teacher = teacher
+        self.training = training
         self.counts = Counts()
         self.seed = seed
         self.sharded = False
@@ -151,8 +160,8 @@ class State:
     Args:
         run: what lasts.
         batch: a mapping with `input`, `target`, and where the data has it `index` (position of each example in the
-            training set, int64), `views` (a list of further versions of the inputs), or a mapping a stream under the
-            stream's name.
+            training set, int64), `group` (number of its bag), `views` (a list of further versions of the inputs),
+            `strong` (strongly changed ones), or a mapping a stream under the stream's name.
         evaluation: 0 for the first pass of a step; methods that record, record only there.
         output: the network's output `(batch, ...)`, set by the innermost loss.
         microgradients: called after each micro-batch's backward pass with its state and the gradient of its mean loss,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from repertory.core.conflicts import check_batch, check_methods
 from repertory.core.distributed import sum_over_processes
 from repertory.core.evaluation import Evaluation, needs_closure
+from repertory.core.frozen import frozen_teacher
 from repertory.core.gradients import example_gradients, noted
 from repertory.core.groups import build_optimizer, parameter_groups
 from repertory.core.method import Inner, Method
@@ -45,6 +46,9 @@ class Step:
         examples: size of the training set; lets tables be allocated at once.
         classes: number of classes.
         class_counts: training examples of each class `(classes,)`, for methods that ask for them.
+        teacher: a trained network for methods that learn from one; it is frozen, and neither optimised nor saved.
+        training: a loader of the whole training set, `(input, target, index)` without augmentation, which a method may
+            go over by itself.
         seed: where the methods' random streams start.
         accumulate: number of micro-batches that each batch is split into.
         precision: "32", "bf16" or "fp16".
@@ -76,6 +80,8 @@ class Step:
         examples: int | None = None,
         classes: int | None = None,
         class_counts: Tensor | None = None,
+        teacher: nn.Module | None = None,
+        training: Iterable[Any] | None = None,
         seed: int = 0,
         accumulate: int = 1,
         precision: str = "32",
@@ -95,6 +101,8 @@ class Step:
         offers |= {"epochs"} if epochs is not None else set()
         offers |= {"classes"} if classes is not None else set()
         offers |= {"class_counts"} if class_counts is not None else set()
+        offers |= {"teacher"} if teacher is not None else set()
+        offers |= {"training"} if training is not None else set()
         check_methods(self.methods, criterion, offers, {"target": "hard"})
         self.run = Run(
             model,
@@ -104,6 +112,8 @@ class Step:
             examples=examples,
             classes=classes,
             class_counts=class_counts,
+            teacher=None if teacher is None else frozen_teacher(teacher, model),
+            training=training,
         )
         self.run._losses = self._losses
         for method in self.methods:
@@ -113,6 +123,8 @@ class Step:
         self.run._example_gradients = functools.partial(example_gradients, self._evaluation)
         # Sharding puts other parameters in place of the network's, so the optimizer comes after it.
         self._wrapped: Any = self._evaluation if fabric is None else fabric.setup_module(self._evaluation)
+        if self.run.teacher is not None:
+            self.run.teacher.to(self.run.device)
         self.optimizer = build_optimizer(
             optimizer, parameter_groups(self.run, self.methods), self._evaluation, self.methods
         )

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repertory.core.distributed import gather_rows, world_size
-
-_ON_DEVICE = 2**28
-"""Tables up to this many bytes live beside the network's outputs; larger ones stay in main memory."""
+from repertory.core.storage import IN_MEMORY, Storage
 
 
 class ExampleTable(nn.Module):
     """One row of numbers for each example, found by its position in the training set.
 
     The table takes its width from the first rows written, grows to the largest index, remembers which rows were
-    written, and is saved with the method that owns it. With several processes every process writes all rows.
+    written, and is saved with the method that owns it. With several processes every process writes all rows. Small
+    tables lie beside the network's outputs, larger ones in main memory, and beyond `limit` in a memory-mapped file.
 
     Args:
         examples: number of rows to allocate at once, or None to grow as needed.
         dtype: how rows are stored; they are read back as float32.
+        limit: bytes beyond which the rows lie in a file.
+        folder: where that file is made; None for the system's folder of temporary files.
+
+    Raises:
+        OptionError: if the limit is no whole number from 0 on, or the folder is not there.
 
     >>> table = ExampleTable()
     >>> table.write(torch.tensor([2, 0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -32,17 +37,29 @@ class ExampleTable(nn.Module):
     [True, False]
     """
 
-    def __init__(self, examples: int | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        examples: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        limit: int = IN_MEMORY,
+        folder: str | Path | None = None,
+    ) -> None:
         super().__init__()
         self.examples = examples
         self.dtype = dtype
+        self._storage = Storage(limit, folder)
         self.rows: Tensor | None = None
         self._known: Tensor | None = None
 
     @property
     def bytes(self) -> int:
-        """Memory taken by the rows."""
-        return 0 if self.rows is None else self.rows.numel() * self.rows.element_size()
+        """Memory taken by the rows; none where they lie in a file."""
+        return 0 if self.rows is None or self.on_disk else self.rows.numel() * self.rows.element_size()
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the rows lie in a memory-mapped file."""
+        return self.rows is not None and self._storage.on_disk(self.rows)
 
     @torch.no_grad()
     def write(self, index: Tensor, values: Tensor) -> None:
@@ -91,10 +108,12 @@ class ExampleTable(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over a saved content."""
-        device = None if self.rows is None else self.rows.device
-        self.rows, self._known = (
-            None if state[key] is None else state[key].clone().to(device) for key in ("rows", "known")
-        )
+        rows, known = state["rows"], state["known"]
+        if rows is None:
+            self.rows = self._known = None
+            return
+        self.rows = self._storage.copy(rows, rows.device if self.rows is None else self.rows.device)
+        self._known = known.clone().to(self.rows.device)
 
     def _room(self, index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if (
@@ -107,11 +126,10 @@ class ExampleTable(nn.Module):
         held = 0 if self.rows is None else len(self.rows)
         capacity = needed if self.examples else max(needed, 2 * held)
         width = values.shape[1:]
-        size = capacity * width.numel() * torch.finfo(self.dtype).bits // 8
-        device = values.device if size <= _ON_DEVICE else torch.device("cpu")
-        rows = torch.zeros((capacity, *width), dtype=self.dtype, device=device)
-        known = torch.zeros(capacity, dtype=torch.bool, device=device)
+        rows = self._storage.zeros((capacity, *width), self.dtype, values.device)
+        known = torch.zeros(capacity, dtype=torch.bool, device=rows.device)
         if self.rows is not None and self._known is not None:
-            rows[:held], known[:held] = self.rows.to(device), self._known.to(device)
+            rows[:held] = self.rows
+            known[:held] = self._known
         self.rows, self._known = rows, known
         return rows, known

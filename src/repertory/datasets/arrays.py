@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repertory.datasets.bag_sources import with_array_groups
 from repertory.datasets.columns import Column
 from repertory.datasets.dataset import Dataset
 from repertory.datasets.encoder import Encoder
@@ -36,7 +37,8 @@ def from_arrays(arrays: Mapping[str, Any], name: str, spec: str, task: str | Non
         arrays: `x` and `y`, or `x_train`, `y_train` and perhaps `x_val`, `y_val`, `x_test`, `y_test`. An `x`
             of shape `(examples, columns)` is a table; `(examples, channels, length)` sequences; uint8 with
             three dimensions, `(examples, height, width)`, or four, with 1 or 3 channels second or last,
-            images.
+            images. With each `x` there may be a `bag`, which says which rows belong together, and a `truth`, what is
+            known of single rows of bags: 0, 1, or -1.
         name: short name of the data.
         spec: what the user typed.
         task: "classification", "regression", or None for the rule of `read_targets`.
@@ -76,7 +78,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str, spec: str, task: str | Non
     rows = torch.arange(len(targets)).split([len(part) for part in inputs])
     shape = tuple(inputs[0].shape[1:])
     columns = tuple(Column(str(k)) for k in range(shape[0])) if modality == "table" else ()
-    return Dataset(
+    dataset = Dataset(
         name=name,
         spec=spec,
         task="classification" if kind == "classification" else "regression",
@@ -88,6 +90,7 @@ def from_arrays(arrays: Mapping[str, Any], name: str, spec: str, task: str | Non
         fixed=dict(zip(keys.values(), rows)) if len(keys) > 1 else {},
         notes=notes,
     )
+    return with_array_groups(dataset, arrays, list(keys))
 
 
 def from_factory(made: Any, name: str, spec: str, task: str | None = None) -> Dataset:

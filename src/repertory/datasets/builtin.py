@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,17 @@ from repertory.datasets.columns import Column
 from repertory.datasets.dataset import Dataset
 from repertory.datasets.encoder import Encoder
 from repertory.datasets.pydoc import load_pydoc
+from repertory.datasets.shapes import load_shapes
 from repertory.errors import DataError
 
 
-def load_builtin(name: str, spec: str) -> Dataset:
+def load_builtin(name: str, spec: str, options: Mapping[str, str] | None = None) -> Dataset:
     """Return one of the `BUILTIN` data sets.
 
     Raises:
         DataError: if the package that makes it is not installed.
     """
-    return _LOADERS[name](name, spec)
+    return _LOADERS[name](name, spec, **(options or {}))
 
 
 def _digits(name: str, spec: str) -> Dataset:
@@ -99,7 +100,7 @@ def _mnist1d_tensors() -> tuple[Tensor, Tensor, int]:
     return torch.from_numpy(inputs).unsqueeze(1), torch.from_numpy(targets), len(made["x"])
 
 
-_LOADERS: dict[str, Callable[[str, str], Dataset]] = {
+_LOADERS: dict[str, Callable[..., Dataset]] = {
     "digits": _digits,
     "mnist1d": _mnist1d,
     "breast-cancer": _table("load_breast_cancer"),
@@ -108,6 +109,7 @@ _LOADERS: dict[str, Callable[[str, str], Dataset]] = {
     # The scaled version was scaled with the test rows in it.
     "diabetes": _table("load_diabetes", scaled=False),
     "pydoc": load_pydoc,
+    "shapes": load_shapes,
 }
 
 BUILTIN: tuple[str, ...] = tuple(_LOADERS)

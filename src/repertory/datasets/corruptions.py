@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from repertory.datasets.noise import parse_noise
 from repertory.datasets.stratify import allot, random_ranks
 from repertory.errors import OptionError
 
@@ -37,18 +38,13 @@ def check(corruptions: Mapping[str, str], task: str, modality: str, classes: int
         if key in corruptions and task != "classification":
             raise OptionError(f"{key}={corruptions[key]} needs classes, but the task is regression; leave it out")
     if "noise" in corruptions:
-        noise_rate(corruptions)
+        parse_noise(corruptions["noise"])
     if "imbalance" in corruptions:
         imbalance_ratio(corruptions)
     if "labels" in corruptions and (count := label_count(corruptions)) < max(classes, 1):
         raise OptionError(f"labels={count} is fewer than the {max(classes, 1)} classes; each needs at least one label")
     if "shift" in corruptions:
         shift_of(corruptions, modality)
-
-
-def noise_rate(corruptions: Mapping[str, str]) -> float:
-    """Return the share of training labels to change, 0 when none was asked for."""
-    return _number("noise", corruptions.get("noise", "0"), "a share of at least 0 and below 1", 0.0, 1.0)
 
 
 def imbalance_ratio(corruptions: Mapping[str, str]) -> float:
@@ -128,14 +124,6 @@ def long_tail(targets: Tensor, ratio: float, generator: torch.Generator) -> Tens
         )
     places = (last * ratio * decay).round().long().clamp(min=1)
     return random_ranks(targets, generator) < places[targets]
-
-
-def flip_labels(targets: Tensor, rate: float, classes: int, generator: torch.Generator) -> Tensor:
-    """Move exactly `round(rate * n)` labels, each to a uniformly drawn different class."""
-    chosen = torch.randperm(len(targets), generator=generator)[: round(rate * len(targets))]
-    noisy = targets.clone()
-    noisy[chosen] += torch.randint(1, classes, (len(chosen),), generator=generator)
-    return noisy % classes
 
 
 def shift_inputs(inputs: Tensor, kind: str, strength: float, std: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,17 +10,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from repertory.datasets import asked as scenario_options
 from repertory.datasets import corruptions as corrupt
 from repertory.datasets import held_out
-from repertory.datasets import sequence as tasks
+from repertory.datasets import points as clicks
+from repertory.datasets.bags import check as check_groups
+from repertory.datasets.bags import cut_bags
 from repertory.datasets.encoder import Encoder
+from repertory.datasets.masks import check_corruptions, check_masks, no_masks
+from repertory.datasets.noise import flip_labels, parse_noise
 from repertory.datasets.splits import Examples, Normaliser, Splits
 from repertory.datasets.stratify import cut, cut_groups, generator_for
 from repertory.errors import DataError, OptionError
 
-Task = Literal["classification", "regression", "pairs"]
+Task = Literal["classification", "regression", "pairs", "bags", "segmentation"]
 Modality = Literal["image", "table", "sequence", "text"]
 
+CLASSIFIED = ("classification", "bags")
+"""Tasks in which each example has a class."""
 _PARTS = ("train", "validation", "test")
 
 
@@ -31,22 +38,28 @@ class Dataset:
     Args:
         name: short name: of the built-in set, the folder, or the file without its ending.
         spec: what the user typed, options included.
-        task: "classification", "regression", or "pairs" of texts that belong together.
+        task: "classification", "regression", "pairs" of texts that belong together, "bags" or "segmentation".
         modality: "image", "table", "sequence" or "text".
         inputs: images uint8 `(examples, channels, height, width)`, tables float32 `(examples, columns)`,
             sequences float32 `(examples, channels, length)`, texts uint8 `(examples, 2 + negatives, length)`: the UTF-8
             bytes of a query, its passage and hard negatives, 0 after the end, a negative of zeros where there is none.
         targets: int64 `(examples,)` from 0 to classes-1, or float32 `(examples,)`; for pairs the number of the passage,
-            int64: equal passages share one, and all their pairs go to the same part.
+            int64: equal passages share one, and all their pairs go to the same part. For segmentation the class of each
+            pixel, int64 `(examples, height, width)`, `repertory.core.dense.IGNORED` where it has none.
         classes: names of the classes; else empty.
         encoder: turns new raw input into a batch of `inputs`.
         fixed: rows of "train", "validation" and "test" where the data came already split; "train" at least.
         corruptions: what `prepare` does to the data, as in `{"noise": "0.4"}`; see
             `repertory.datasets.corruptions`.
-        search: how a search by embeddings is judged, as in `{"coarse": "5"}`; see `repertory.datasets.held_out`.
-        sequence: how its classes come in tasks, as in `{"tasks": "5"}`; see `repertory.datasets.sequence`.
+        asked: options that one scenario reads, as in `{"tasks": "5"}`; see `repertory.datasets.asked`.
         searched: whether it is prepared for a search, as the scenario retrieval asks.
         unlabelled: inputs that came without a target, beside `inputs`; None where there are none.
+        groups: which rows belong together: the number of the group of each, int64 `(examples,)`; of task "bags" the
+            bag, of which all rows carry the label and go to the same part.
+        group_names: name of each group; empty where they have none.
+        truth: of instances of bags what each is by itself, 0, 1 or -1 where unknown; for evaluation only.
+        points: extreme points of the objects in images of the training part that came with these in place of masks,
+            int64 `(points, 4)`: row, number of the object in the image, y and x. Their masks are `IGNORED` throughout.
         notes: what was handled on reading and should be said.
 
     Raises:
@@ -65,11 +78,14 @@ class Dataset:
     encoder: Encoder
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
     corruptions: Mapping[str, str] = field(default_factory=dict)
-    search: Mapping[str, str] = field(default_factory=dict)
-    sequence: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, str] = field(default_factory=dict)
     searched: bool = False
     notes: tuple[str, ...] = ()
     unlabelled: Tensor | None = None
+    groups: Tensor | None = None
+    group_names: tuple[str, ...] = ()
+    truth: Tensor | None = None
+    points: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
@@ -80,10 +96,16 @@ class Dataset:
                 f"each of {tuple(self.inputs.shape[1:])}, as the labelled ones are; leave them out otherwise"
             )
         self._check_fixed()
+        check_groups(self, self._missing())
         if self.task == "classification":
             self._check_classes()
         elif self.task == "pairs":
             self._check_passages()
+        elif self.task == "segmentation":
+            pool = self._pool() if self.points is None else self.fixed["test"]
+            check_masks(self.name, self.inputs, self.targets, self.classes, pool, 1 + len(self._missing()))
+            check_corruptions(self.corruptions)
+            clicks.check_points(self.name, self.points, self.inputs)
         elif len(self._pool()) < (least := 1 + len(self._missing())):
             raise DataError(
                 f"{self.name} has {len(self._pool())} examples to split; the minimum is {least}, "
@@ -92,8 +114,7 @@ class Dataset:
         elif bool((self.targets == self.targets[0]).all()):
             raise DataError(f"{self.name}: all targets are {float(self.targets[0]):g}; there is nothing to learn")
         corrupt.check(self.corruptions, self.task, self.modality, len(self.classes))
-        held_out.check(self.search, self.task, len(self.classes))
-        tasks.check(self.sequence, self.task, len(self.classes))
+        scenario_options.check(self.asked, self.task, self.classes)
 
     def _check_fixed(self) -> None:
         if not self.fixed:
@@ -146,6 +167,10 @@ class Dataset:
     def _missing(self) -> list[str]:
         return [part for part in _PARTS[1:] if part not in self.fixed]
 
+    def asked_by(self, scenario: str) -> dict[str, str]:
+        """Return the options that a scenario reads."""
+        return scenario_options.read_by(self.asked, scenario)
+
     @property
     def apart(self) -> bool:
         """Whether the test part that came with the data has classes of its own, which only a search has use for."""
@@ -168,10 +193,10 @@ class Dataset:
     def outputs(self) -> int:
         """Outputs that a model needs: the classes it trains on, 1 for regression, 0 for pairs (its own choice)."""
         if self.task != "classification":
-            return 1 if self.task == "regression" else 0
-        if self.searched and "coarse" in self.search:
-            return int(self.search["coarse"])
-        if self.searched and held_out.by_classes(self.search):
+            return {"regression": 1, "pairs": 0}.get(self.task, len(self.classes))
+        if self.searched and "coarse" in self.asked:
+            return int(self.asked["coarse"])
+        if self.searched and held_out.by_classes(self.asked_by("retrieval")):
             dealt = self.targets[self._pool()] if self.apart else self.targets
             return held_out.train_classes(len(dealt.unique()), self._missing() if self.apart else held_out.PARTS)
         return len(self.classes)
@@ -212,8 +237,10 @@ class Dataset:
             train = train[corrupt.long_tail(known[train], ratio, generator_for(seed, "imbalance"))]
         clean = targets = known[train]
         if "noise" in self.corruptions:
-            rate = corrupt.noise_rate(self.corruptions)
-            targets = corrupt.flip_labels(clean, rate, self.outputs, generator_for(seed, "noise"))
+            kind, rate = parse_noise(self.corruptions["noise"])
+            targets = flip_labels(
+                clean, rate, self.outputs, generator_for(seed, "noise"), kind=kind, inputs=self.inputs[train]
+            )
         normaliser = Normaliser.none() if self.modality == "text" else Normaliser.fit(self.inputs[train])
         tested = self.inputs[rows["test"]]
         if "shift" in self.corruptions:
@@ -226,9 +253,9 @@ class Dataset:
         numbers = self.task == "regression"
         scale = float(clean.double().std(correction=0)) if numbers else 1.0
         return Splits(
-            train=Examples(self.inputs[train], targets),
-            validation=Examples(self.inputs[rows["validation"]], self.targets[rows["validation"]]),
-            test=Examples(tested, self.targets[rows["test"]]),
+            train=self._part(train, self.inputs[train], targets),
+            validation=self._part(rows["validation"], self.inputs[rows["validation"]]),
+            test=self._part(rows["test"], tested),
             unlabelled=hidden,
             normaliser=normaliser,
             indices={part: where.tolist() for part, where in rows.items()},
@@ -238,9 +265,13 @@ class Dataset:
             target_std=scale or 1.0,
         )
 
+    def _part(self, rows: Tensor, inputs: Tensor, targets: Tensor | None = None) -> Examples:
+        groups, truth = (None if each is None else each[rows] for each in (self.groups, self.truth))
+        return Examples(inputs, self.targets[rows] if targets is None else targets, groups, truth)
+
     def _rows(self, seed: int, shares: Mapping[str, float]) -> dict[str, Tensor]:
         """The rows of each part: examples of all classes, or where classes are held out, of other classes each."""
-        if self.task != "pairs" and self.searched and held_out.by_classes(self.search):
+        if self.task != "pairs" and self.searched and held_out.by_classes(self.asked_by("retrieval")):
             generator = generator_for(seed, "classes")
             if not self.apart:
                 return held_out.cut_classes(self.targets, generator)
@@ -251,6 +282,8 @@ class Dataset:
         made, generator = {part: shares[part] for part in self._missing()}, generator_for(seed, "split")
         if self.task == "pairs":
             parts = cut_groups(self.targets[pool], made, generator)
+        elif self.task == "bags" and self.groups is not None:
+            parts = cut_bags(self.targets[pool], self.groups[pool], made, generator)
         else:
             alike = torch.zeros(len(pool), dtype=torch.long)
             parts = cut(self.targets[pool] if self.task == "classification" else alike, made, generator)
@@ -264,13 +297,15 @@ class Dataset:
         if not inputs:
             return None
         whole = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
+        if self.task == "segmentation":
+            return Examples(whole, no_masks(whole))
         return Examples(whole, torch.full((len(whole),), -1, dtype=self.targets.dtype))
 
     def _known(self, train: Tensor) -> Tensor:
         """What training calls the class of every example: classes that are not trained on count as 0."""
         if not self.searched or self.task == "pairs":
             return self.targets
-        if "coarse" in self.search:
+        if "coarse" in self.asked:
             return held_out.coarse_labels(self.targets, len(self.classes), self.outputs)
         seen = self.targets[train].unique()
         names = torch.zeros(len(self.classes), dtype=torch.int64)
@@ -290,7 +325,8 @@ class Dataset:
     def describe(self) -> dict[str, Any]:
         """Return plain values that say which data this is, with a fingerprint of its inputs and targets."""
         digest = hashlib.sha256()
-        for tensor in (self.inputs, self.targets, *([] if self.unlabelled is None else [self.unlabelled])):
+        more = [tensor for tensor in (self.unlabelled, self.groups, self.points) if tensor is not None]
+        for tensor in (self.inputs, self.targets, *more):
             digest.update(tensor.contiguous().numpy().data)
         return {
             "name": self.name,

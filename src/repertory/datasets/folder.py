@@ -16,13 +16,14 @@ from repertory.datasets.encoder import Encoder
 from repertory.datasets.images import decode, is_hidden, probe, scan, unreadable
 from repertory.errors import DataError, OptionError
 
-_PART_NAMES = {
+PART_NAMES = {
     "train": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
 }
+"""What a folder of a part may be called."""
 _UNLABELLED = "unlabelled"
 _LAYOUT = "expected FOLDER/CLASS/image files, or FOLDER/train/CLASS/... with test and val beside train"
 
@@ -43,6 +44,13 @@ def load_folder(path: Path, spec: str, image_size: int | None = None, skip_bad: 
         DataError: if the folders are not laid out as expected, or images cannot be read.
         OptionError: if `image_size` is not at least 1.
     """
+    return load_folder_with_paths(path, spec, image_size, skip_bad)[0]
+
+
+def load_folder_with_paths(
+    path: Path, spec: str, image_size: int | None = None, skip_bad: bool = False
+) -> tuple[Dataset, list[Path]]:
+    """Read images as `load_folder` does, and return the file of each labelled one too."""
     if image_size is not None and image_size < 1:
         raise OptionError(f"image_size={image_size} must be at least 1 pixel, for example 64")
     notes: list[str] = []
@@ -78,9 +86,10 @@ def load_folder(path: Path, spec: str, image_size: int | None = None, skip_bad: 
         whole = torch.tensor([file not in broken for file in files if file not in closed])
         kept = torch.tensor([file not in bad for file in paths])
         images, targets, parts = images[whole], targets[kept], parts[kept]
+        paths = [file for file in paths if file not in bad]
         notes.append(f"{_count(len(bad), 'image')} of {len(files)} could not be read, left out")
     fixed = {part: (parts == k).nonzero().flatten() for k, part in enumerate(found)} if len(found) > 1 else {}
-    return Dataset(
+    dataset = Dataset(
         name=path.resolve().name,
         spec=spec,
         task="classification",
@@ -93,6 +102,7 @@ def load_folder(path: Path, spec: str, image_size: int | None = None, skip_bad: 
         notes=tuple(notes),
         unlabelled=images[len(targets) :] if len(images) > len(targets) else None,
     )
+    return dataset, paths
 
 
 def _without_class(path: Path, labelled: list[Path], notes: list[str]) -> list[Path]:
@@ -118,7 +128,7 @@ def _without_class(path: Path, labelled: list[Path], notes: list[str]) -> list[P
 
 def _find(path: Path, notes: list[str]) -> tuple[dict[str, dict[str, list[Path]]], int]:
     folders = [folder for folder in _subfolders(path) if folder.name != _UNLABELLED]
-    by_part = {_PART_NAMES[folder.name.lower()]: folder for folder in folders if folder.name.lower() in _PART_NAMES}
+    by_part = {PART_NAMES[folder.name.lower()]: folder for folder in folders if folder.name.lower() in PART_NAMES}
     aside = [folder for folder in folders if folder not in by_part.values()]
     # Among pictures of vehicles, "train" is a class.
     if "train" not in by_part or (aside and not _subfolders(by_part["train"])):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from repertory.errors import DataError, OptionError, check_choice
 
-KEYS = ("split", "coarse")
+KEYS = ("split", "coarse", "group")
 """Options after the `?` of a data spec that only the scenario retrieval reads."""
 
 _SHARES = {"validation": 0.2, "test": 0.3}

@@ -55,7 +55,7 @@ def probe(paths: Sequence[Path]) -> tuple[list[tuple[int, bool]], dict[Path, str
         Shorter side in pixels and whether it is greyscale, for each image that can be opened; and the reason
         why for each that cannot.
     """
-    return _each(_probe_one, paths)
+    return each(_probe_one, paths)
 
 
 def decode(paths: Sequence[Path], shape: tuple[int, int, int]) -> tuple[Tensor, dict[Path, str]]:
@@ -79,7 +79,7 @@ def decode(paths: Sequence[Path], shape: tuple[int, int, int]) -> tuple[Tensor, 
     def into_row(path: Path) -> None:
         rows[row_of[path]] = _decode_one(path, shape)
 
-    return images, _each(into_row, paths)[1]
+    return images, each(into_row, paths)[1]
 
 
 def unreadable(bad: Mapping[Path, str], total: int, fix: str) -> DataError:
@@ -88,7 +88,12 @@ def unreadable(bad: Mapping[Path, str], total: int, fix: str) -> DataError:
     return DataError(f"{len(bad)} of {total} images cannot be read: {listed}; {fix}")
 
 
-def _each(function: Callable[[Path], _Found], paths: Sequence[Path]) -> tuple[list[_Found], dict[Path, str]]:
+def each(function: Callable[[Path], _Found], paths: Sequence[Path]) -> tuple[list[_Found], dict[Path, str]]:
+    """Call a function for each file, in threads.
+
+    Returns:
+        What it returned, in order, of the files for which it did; and for each other file the reason why it did not.
+    """
     bad: dict[Path, str] = {}
 
     def attempt(path: Path) -> tuple[_Found] | None:
@@ -124,15 +129,29 @@ def _decode_one(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]
         opened.draft(None, (2 * max(height, width), 2 * max(height, width)))
         ImageOps.exif_transpose(opened, in_place=True)
         image = _in_mode(opened, "L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            scale = max(width / image.width, height / image.height)
-            # Rounding can leave the tight side a hair outside of the image.
-            cut_x = max(0.0, (image.width - width / scale) / 2)
-            cut_y = max(0.0, (image.height - height / scale) / 2)
-            box = (cut_x, cut_y, image.width - cut_x, image.height - cut_y)
-            image = image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+        image = covering(image, width, height, Image.Resampling.BILINEAR, reducing_gap=3.0)
         pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def covering(image: Image, width: int, height: int, resampling: Any, reducing_gap: float | None = None) -> Image:
+    """Return an image scaled until it covers a size, with what juts out cropped evenly.
+
+    Args:
+        image: the image.
+        width: in pixels.
+        height: in pixels.
+        resampling: one of `PIL.Image.Resampling`.
+        reducing_gap: as in `PIL.Image.Image.resize`.
+    """
+    if image.size == (width, height):
+        return image
+    scale = max(width / image.width, height / image.height)
+    # Rounding can leave the tight side a hair outside of the image.
+    cut_x = max(0.0, (image.width - width / scale) / 2)
+    cut_y = max(0.0, (image.height - height / scale) / 2)
+    box = (cut_x, cut_y, image.width - cut_x, image.height - cut_y)
+    return image.resize((width, height), resampling, box=box, reducing_gap=reducing_gap)
 
 
 def _in_mode(image: Image, mode: str) -> Image:

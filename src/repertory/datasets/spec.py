@@ -7,19 +7,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from repertory.datasets import columns, corruptions, held_out, sequence
+from repertory.datasets import asked, bags, columns, corruptions, shapes
 from repertory.datasets.arrays import from_factory, load_arrays
+from repertory.datasets.bag_sources import load_bag_folder, load_bag_table, load_camera_folder
 from repertory.datasets.builtin import BUILTIN, load_builtin
 from repertory.datasets.dataset import Dataset
 from repertory.datasets.folder import load_folder
 from repertory.datasets.images import is_hidden
+from repertory.datasets.mask_folder import is_mask_folder, load_mask_folder
 from repertory.datasets.pairs import load_pairs
+from repertory.datasets.point_folder import is_point_folder, load_point_folder
+from repertory.datasets.points import one_kind
 from repertory.datasets.table import load_table
 from repertory.errors import DataError, OptionError, nearest
 from repertory.recipe import locate
 
-_READING = ("drop", "task")
-_TASKS = ("classification", "regression", "pairs")
+_READING = ("drop", "task", *shapes.KEYS)
+_TASKS = ("classification", "regression", "pairs", "bags")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SUFFIXES = (*columns.SUFFIXES, ".npz")
 
@@ -28,11 +32,15 @@ def load(spec: str, *, target: str | None = None, image_size: int | None = None,
     """Load data by name or by path.
 
     Args:
-        spec: one of `BUILTIN`; a folder of class folders of images; a `.csv`, `.tsv`, `.parquet` or `.npz`
-            file; or `package.module:function`, called with no arguments. A built-in name wins over a path:
-            write `./digits` for a folder of that name. Options follow a `?`, joined by `&`: the corruptions
+        spec: one of `BUILTIN`; a folder of class folders of images, or of `images` and `masks`; a `.csv`, `.tsv`,
+            `.parquet` or `.npz` file; or `package.module:function`, called with no arguments. A built-in name wins over
+            a path: write `./digits` for a folder of that name. Options follow a `?`, joined by `&`: the corruptions
             `noise=0.4`, `imbalance=50`, `labels=40` and `shift=rotate30`; for tables `drop=a,b`; for tables
-            and arrays `task=classification` or `task=regression`; for tables of texts `task=pairs`.
+            and arrays `task=classification` or `task=regression`; for tables of texts `task=pairs`;
+            for the built-in shapes `examples=900` and `side=48`. Bags: `bag=column` and `truth=column` of a table,
+            `task=bags` for a column or array called bag, `bags=folders` for FOLDER/CLASS/BAG/image files, `bags=20` to
+            make bags of single examples, `positive`, `ratio` and `pool`; see `repertory.datasets.bags`. Cameras of a
+            search: `group=column` of a table, or `group=folders` for FOLDER/CLASS/CAMERA/image files.
         target: column to predict, or for pairs that of the passages (tables only, required there).
         image_size: side of the images in pixels (image folders only).
         skip_bad: go on without images that cannot be read, or table rows with missing cells.
@@ -51,30 +59,44 @@ def load(spec: str, *, target: str | None = None, image_size: int | None = None,
         raise OptionError(f"task={task} is not {' or '.join(_TASKS)}; {nearest(task, _TASKS)}".rstrip("; "))
     given = {**{key: options.get(key) for key in _READING}, "target": target, "image_size": image_size}
     path = Path(name).expanduser()
+    bagged = {key: value for key, value in options.items() if key in bags.KEYS}
     if name in BUILTIN:
-        _refuse(given, f"the built-in {name}", ())
-        dataset = load_builtin(name, spec)
+        own = shapes.KEYS if name == "shapes" else ()
+        _refuse(given, f"the built-in {name}", own)
+        dataset = load_builtin(name, spec, {key: options[key] for key in own if key in options})
+    elif name and path.is_dir() and is_point_folder(path):
+        _refuse(given, f"the folder of images and points {name}", ("image_size",))
+        dataset = load_point_folder(path, spec, image_size, skip_bad)
+    elif name and path.is_dir() and is_mask_folder(path):
+        _refuse(given, f"the folder of images and masks {name}", ("image_size",))
+        dataset = load_mask_folder(path, spec, image_size, skip_bad)
     elif name and path.is_dir():
         _refuse(given, f"the image folder {name}", ("image_size",))
-        dataset = load_folder(path, spec, image_size, skip_bad)
+        nested = {options.get("bags"): load_bag_folder, options.get("group"): load_camera_folder}
+        read = nested.get("folders", load_folder)
+        dataset = read(path, spec, image_size, skip_bad)
     elif path.is_file():
-        dataset = _load_file(path, spec, given, skip_bad)
+        dataset = _load_file(path, spec, given, skip_bad, bagged, options.get("group"))
     elif _FACTORY.fullmatch(name):
         _refuse(given, f"the function {name}", ("task",))
         factory = locate(name)
         if not callable(factory):
             raise DataError(f"{name} is {type(factory).__name__}, not a function; give one that returns the data")
-        dataset = from_factory(factory(), name.partition(":")[2], spec, task)
+        dataset = from_factory(factory(), name.partition(":")[2], spec, None if task == "bags" else task)
     else:
         raise _not_found(name, path)
+    if bagged or task == "bags":
+        dataset = bags.as_bags(dataset, bagged)
+    if named := options.get("object"):
+        masks, classes = one_kind(dataset.targets, dataset.task, dataset.classes, named)
+        dataset = dataclasses.replace(dataset, targets=masks, classes=classes)
     made = [part for part in ("validation", "test") if dataset.fixed and part not in dataset.fixed]
-    asked = {key: value for key, value in options.items() if key in corruptions.KEYS}
+    damage = {key: value for key, value in options.items() if key in corruptions.KEYS}
     return dataclasses.replace(
         dataset,
         spec=spec,
-        corruptions={**dataset.corruptions, **asked},
-        search={key: value for key, value in options.items() if key in held_out.KEYS},
-        sequence={key: value for key, value in options.items() if key in sequence.KEYS},
+        corruptions={**dataset.corruptions, **damage},
+        asked={**dataset.asked, **{key: value for key, value in options.items() if key in asked.KEYS}},
         notes=(*dataset.notes, *([f"{' and '.join(made)} made from train"] if made else [])),
     )
 
@@ -91,7 +113,7 @@ def parse(spec: str) -> tuple[str, dict[str, str]]:
     name, mark, rest = spec.rpartition("?")
     if not mark:
         return spec, {}
-    known = (*corruptions.KEYS, *held_out.KEYS, *sequence.KEYS, *_READING)
+    known = tuple(dict.fromkeys((*corruptions.KEYS, *asked.KEYS, *bags.KEYS, *_READING)))
     options: dict[str, str] = {}
     for item in rest.split("&"):
         key, _, value = item.partition("=")
@@ -106,17 +128,23 @@ def parse(spec: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def _load_file(path: Path, spec: str, given: dict[str, Any], skip_bad: bool) -> Dataset:
+def _load_file(
+    path: Path, spec: str, given: dict[str, Any], skip_bad: bool, bagged: dict[str, str], group: str | None
+) -> Dataset:
     suffix = path.suffix.lower()
     if suffix in columns.SUFFIXES:
         _refuse(given, f"the table {path}", ("target", "drop", "task"))
         drop = given["drop"].split(",") if given["drop"] else ()
         if given["task"] == "pairs":
             return load_pairs(path, spec, given["target"], drop, skip_bad)
+        if group is not None:
+            return load_bag_table(path, spec, given["target"], drop, {"group": group}, skip_bad, "group")
+        if given["task"] == "bags" or "bag" in bagged:
+            return load_bag_table(path, spec, given["target"], drop, bagged, skip_bad)
         return load_table(path, spec, given["target"], drop, given["task"], skip_bad)
     if suffix == ".npz":
         _refuse(given, f"the arrays in {path}", ("task",))
-        return load_arrays(path, spec, given["task"])
+        return load_arrays(path, spec, None if given["task"] == "bags" else given["task"])
     raise DataError(
         f"{path}: files ending in {suffix or 'nothing'} are not read as data; "
         f"give a folder of images or one of {', '.join(_SUFFIXES)}"

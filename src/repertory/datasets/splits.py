@@ -16,11 +16,17 @@ class Examples:
 
     Args:
         inputs: `(examples, ...)`.
-        targets: `(examples,)`: int64 classes or numbers of passages, float32 values, or -1 where unknown.
+        targets: `(examples,)`: int64 classes or numbers of passages, float32 values, -1 where unknown; or masks
+            int64 `(examples, height, width)`.
+        groups: which of them belong together: the number of the group (the bag) of each, int64 `(examples,)`, or None.
+        truth: of instances of bags what each is by itself, 0, 1 or -1 where unknown, int64 `(examples,)`, or None; for
+            evaluation only.
     """
 
     inputs: Tensor
     targets: Tensor
+    groups: Tensor | None = None
+    truth: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -28,7 +34,8 @@ class Examples:
     def subset(self, indices: Tensor | Sequence[int]) -> Examples:
         """Return the examples at `indices`, in that order."""
         where = torch.as_tensor(indices, dtype=torch.long)
-        return Examples(self.inputs[where], self.targets[where])
+        groups, truth = (None if rows is None else rows[where] for rows in (self.groups, self.truth))
+        return Examples(self.inputs[where], self.targets[where], groups, truth)
 
 
 class Normaliser:
@@ -78,6 +85,10 @@ class Normaliser:
         if self.kept:
             return inputs
         return (inputs.float() - self.mean.to(inputs.device)) / self.std.to(inputs.device)
+
+    def undo(self, inputs: Tensor) -> Tensor:
+        """Return normalised inputs in the units that they had before; as they are where inputs are kept."""
+        return inputs if self.kept else inputs * self.std.to(inputs.device) + self.mean.to(inputs.device)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `from_dict` turns back into an equal normaliser."""

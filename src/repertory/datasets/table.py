@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +44,41 @@ def load_table(
         DataError: if the table cannot be learnt from; the message names columns and rows (counted from 1).
         OptionError: if `target` or `drop` name no column.
     """
+    return load_table_with_columns(path, spec, target, drop, task, skip_bad)[0]
+
+
+def load_table_with_columns(
+    path: Path,
+    spec: str,
+    target: str | None,
+    drop: Sequence[str] = (),
+    task: str | None = None,
+    skip_bad: bool = False,
+    aside: Mapping[str, str] | None = None,
+) -> tuple[Dataset, pd.DataFrame]:
+    """Read a table as `load_table` does, and return the columns beside it that say something of the rows.
+
+    Args:
+        path: the file.
+        spec: what the user typed.
+        target: name of the column to predict.
+        drop: columns to leave out.
+        task: "classification", "regression", or None for the rule of `read_targets`.
+        skip_bad: go on without the rows that have missing or infinite cells.
+        aside: columns that are no inputs, by the option that names each; their cells may be missing.
+
+    Returns:
+        The data, and those columns, a row an example.
+    """
     frame = read_frame(path)
     notes: list[str] = []
     target = known_column(path, frame, "target", target)
     for name in drop:
         if known_column(path, frame, "drop", name) == target:
             raise OptionError(f"drop={name} is the target column; drop others or choose another target")
-    frame = frame.drop(columns=list(drop))
+    taken = [known_column(path, frame, option, name) for option, name in (aside or {}).items()]
+    beside = frame[taken]
+    frame = frame.drop(columns=[*drop, *taken])
     # A table saved with its row numbers has them in a column without a name.
     unnamed = [name for name in frame.columns if name.startswith("Unnamed: ")]
     if unnamed:
@@ -62,7 +90,7 @@ def load_table(
         whole = ~flaws(frame).any(axis=1)
         if not whole.all():
             notes.append(f"{int((~whole).sum())} of {len(frame)} rows with missing or infinite cells were left out")
-            frame = frame[whole].reset_index(drop=True)
+            frame, beside = (rows[whole].reset_index(drop=True) for rows in (frame, beside))
         if not len(frame):
             raise DataError(
                 f"every row of {path} has missing or infinite cells; fill them in or drop columns with ?drop="
@@ -78,7 +106,7 @@ def load_table(
         notes.append(f"text columns were one-hot encoded: {', '.join(encoded)}")
     kind, targets, classes, more = read_targets(_plain_values(frame[target]), f"target {target!r}", task)
     inputs = encode_frame(columns, frame, str(path))
-    return Dataset(
+    dataset = Dataset(
         name=path.stem,
         spec=spec,
         task="classification" if kind == "classification" else "regression",
@@ -89,6 +117,7 @@ def load_table(
         encoder=Encoder("table", (inputs.shape[1],), columns),
         notes=(*notes, *more),
     )
+    return dataset, beside
 
 
 def known_column(path: Path, frame: pd.DataFrame, option: str, name: str | None) -> str:

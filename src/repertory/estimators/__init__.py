@@ -4,6 +4,7 @@ from repertory.estimators.b_attention import BAttention, BAttentionFeatures
 from repertory.estimators.gda_clip import GDAClassifier
 from repertory.estimators.graph_reranking import GCR, ProfileVector
 from repertory.estimators.relative_representations import RelativeLayer, RelativeProjection
+from repertory.estimators.robust_gaussians import RobustGaussianCalibrator
 from repertory.estimators.wide_deep_optimality import WideDeepClassifier
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "ProfileVector",
     "RelativeLayer",
     "RelativeProjection",
+    "RobustGaussianCalibrator",
     "WideDeepClassifier",
 ]

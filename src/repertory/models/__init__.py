@@ -11,10 +11,14 @@ from repertory.models.poolformer import (
 )
 from repertory.models.small import conv1d, mlp, small_cnn
 from repertory.models.text import HashedText, hugging_face
+from repertory.models.torchvision_dense import TorchvisionSegmenter
+from repertory.models.unet import UNet, small_unet
 
 __all__ = [
     "HashedText",
     "MetaFormer",
+    "TorchvisionSegmenter",
+    "UNet",
     "conv1d",
     "hugging_face",
     "mlp",
@@ -25,4 +29,5 @@ __all__ = [
     "poolformer_s36",
     "poolformer_tiny",
     "small_cnn",
+    "small_unet",
 ]

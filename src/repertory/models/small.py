@@ -85,6 +85,49 @@ def small_cnn(in_shape: tuple[int, ...], outputs: int, width: int = 32) -> nn.Se
     )
 
 
+def convnet(in_shape: tuple[int, ...], outputs: int, width: int = 32, depth: int = 3) -> nn.Sequential:
+    """Build the network of the literature on condensed data sets: convolution, instance norm, ReLU and pooling.
+
+    Each image is normalised by itself, so a batch may be of any size, and no statistics are kept. The first stage
+    brings maps above 16 x 16 down to that; the stages pool as long as the map stays 2 x 2 or larger, and what is left
+    is flattened, since averages of normalised maps say little.
+
+    Args:
+        in_shape: `(channels, height, width)` of one image.
+        outputs: number of classes, or of values.
+        width: channels of every stage.
+        depth: number of stages.
+
+    Returns:
+        A network from `(batch, *in_shape)` to `(batch, outputs)`.
+
+    Raises:
+        OptionError: if an option is outside its range, or `in_shape` is not that of an image of 2 x 2 or larger.
+
+    >>> import torch
+    >>> convnet((1, 8, 8), 10)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+
+    Reference: Gidaris, Komodakis, https://arxiv.org/abs/1804.09458, as in Zhao et al., https://arxiv.org/abs/2006.05929.
+    """
+    _check_shape("convnet", in_shape, ("channels", "height", "width"))
+    for name, value in (("outputs", outputs), ("width", width), ("depth", depth)):
+        check_number(name, value, minimum=1, integer=True)
+    stride = math.ceil(max(in_shape[1:]) / _LARGEST_MAP)
+    height, breadth = (math.ceil(side / stride) for side in in_shape[1:])
+    if height * breadth < 2:
+        raise OptionError(f"in_shape={tuple(in_shape)} leaves one place, which instance norm turns into 0; use mlp")
+    layers: list[nn.Module] = []
+    channels, kernel = in_shape[0], max(3, stride | 1)
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.GroupNorm(width, width), nn.ReLU()]
+        channels, kernel, stride = width, 3, 1
+        if min(height, breadth) >= 4:
+            layers.append(nn.AvgPool2d(2))
+            height, breadth = height // 2, breadth // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * height * breadth, outputs))
+
+
 def conv1d(in_shape: tuple[int, ...], outputs: int, width: int = 32) -> nn.Sequential:
     """Build the three-stage convolutional network of the MNIST-1D baseline for sequences of any length.
 

@@ -1,4 +1,4 @@
-"""Networks by what a user types: of timm, of Hugging Face, of this package, or of a package of the user's own."""
+"""Networks by what a user types: of timm, torchvision, Hugging Face, of this package, or of one of the user's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from repertory.recipe import Part, parse_options
 
 
 def model_part(text: str, option: str = "--model") -> Part:
-    """Read `timm:NAME`, `hf:NAME`, `repertory:NAME` or `package.module:factory`, each with `:option=value,...`.
+    """Read `timm:NAME`, `torchvision:NAME`, `hf:NAME`, `repertory:NAME` or `package.module:factory`.
+
+    Each may end in options, `:option=value,...`. Those of torchvision are its networks for segmentation.
 
     Args:
         text: what was typed.
@@ -27,11 +29,14 @@ def model_part(text: str, option: str = "--model") -> Part:
     name, _, options = rest.partition(":")
     if not source or not colon or not name:
         raise UserError(
-            f"{option} {text!r} is not of the form timm:NAME, hf:NAME, repertory:NAME or package.module:factory"
+            f"{option} {text!r} is not of the form timm:NAME, torchvision:NAME, hf:NAME, repertory:NAME or "
+            "package.module:factory"
         )
     given = parse_options(options, text)
     if source == "timm":
         return Part("repertory.models.sources:from_timm", {"name": name, **given})
+    if source == "torchvision":
+        return Part("repertory.models.torchvision_dense:TorchvisionSegmenter", {"name": name, **given})
     if source == "hf":
         return Part("repertory.models.text:hugging_face", {"name": name, "pretrained": True, **given})
     if source == "repertory":

@@ -70,7 +70,7 @@ CARD = Card(
         "foreach": None,
         "bf16_momentum": False,
     },
-    scenarios=("supervised", "online", "retrieval", "continual", "semi_supervised"),
+    scenarios=("supervised", "online", "retrieval", "continual", "semi_supervised", "segmentation"),
     search={"lr": (1e-4, 3e-3)},
     tags=("optimizer state", "sign descent", "momentum", "program search"),
 )

@@ -47,6 +47,8 @@ def held_bytes(step: Step) -> int:
     tensors: list[Tensor] = [*step.run.model.parameters(), *step.run.model.buffers()]
     for values in step.optimizer.state.values():
         tensors += [value for value in values.values() if isinstance(value, Tensor)]
+    if step.run.teacher is not None and any("teacher" in method.needs for method in step.methods):
+        tensors += [*step.run.teacher.parameters(), *step.run.teacher.buffers()]
     total = sum(t.numel() * t.element_size() for t in tensors)
     for method in step.methods:
         own = [*method.parameters(), *method.buffers()]

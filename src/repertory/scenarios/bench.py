@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from repertory.errors import UserError
 from repertory.recipe import Recipe, locate
 from repertory.scenarios.accounts import held_bytes
 from repertory.training.budget import Budget
-from repertory.training.build import build_learner
+from repertory.training.build import build_learner, build_methods
 from repertory.training.checkpoint import load_checkpoint, save_checkpoint
 from repertory.training.evaluate import embed, higher_is_better, main_metric, metrics, predict
 from repertory.training.learner import Learner
@@ -90,10 +90,15 @@ class Bench:
         self._spent = 0.0
         self._aside = 0.0
         self._rows: Tensor | None = None
+        self.teacher: nn.Module | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, dataset: Dataset, splits: Splits, **given: Any) -> Self:
-        """Return the bench for a recipe on a data set cut to `splits`; `given` are further arguments of the class."""
+        """Return the bench for a recipe on a data set cut to `splits`; `given` are further arguments of the class.
+
+        The seed of the split is none of them, and is passed over.
+        """
+        given.pop("split_seed", None)
         return cls(recipe, splits, in_shape=dataset.in_shape, outputs=dataset.outputs, task=dataset.task, **given)
 
     def generator(self, name: str) -> torch.Generator:
@@ -105,7 +110,7 @@ class Bench:
         offset, scale = self.splits.target_mean, self.splits.target_std
         learner = build_learner(
             self.recipe, self.in_shape, self.outputs, self.seed, name=name, offset=offset, scale=scale,
-            class_counts=self._class_counts(None),
+            class_counts=self._class_counts(None), dense=self.task == "segmentation",
         )  # fmt: skip
         return learner.to(self.device)
 
@@ -139,7 +144,7 @@ class Bench:
         if share <= 0:
             return model
         recipe, fabric = self.recipe, self._fabric
-        methods = [made.build() for made in recipe.methods] if objective is None else [objective]
+        methods = build_methods(recipe) if objective is None else [objective]
         tasks = self._tasks(self._rows if rows is None else rows) if objective is None else [(rows, None)]
         step = Step(
             model.network,
@@ -149,8 +154,10 @@ class Bench:
             streams=self._streams(methods, name),
             epochs=recipe.epochs * share * len(tasks),
             examples=len(self._examples(part)),
-            classes=self.outputs if self.task == "classification" else None,
+            classes=self.outputs if self.task in ("classification", "segmentation") else None,
             class_counts=self._class_counts(self._rows if rows is None else rows),
+            teacher=self.teacher,
+            training=self._plain(methods, part, self._rows if rows is None else rows),
             seed=self.seed,
             accumulate=recipe.accumulate,
             precision=self._precision,
@@ -224,7 +231,7 @@ class Bench:
     def evaluate(self, model: nn.Module, part: str) -> dict[str, float]:
         """Return the metrics on a part of the data, for the record only: nothing is counted."""
         examples = self._examples(part)
-        return metrics(predict(model, examples.inputs, self.splits.normaliser), examples.targets, self.task)
+        return self.metrics_of(predict(model, examples.inputs, self.splits.normaliser), examples.targets)
 
     def features(self, model: nn.Module, part: str) -> tuple[Tensor, Tensor]:
         """Return what enters the last linear layer `(examples, width)`, and the outputs `(examples, outputs)`."""
@@ -293,7 +300,23 @@ class Bench:
             augment=self.recipe.augment,
             rows=rows,
             sampler=sampler,
-            views=2 if any("views" in method.needs for method in methods) else 0,
+            views=_views(methods),
+            groups=examples.groups,
+            strong=any("strong" in method.needs for method in methods),
+        )
+
+    def _plain(self, methods: Sequence[Method], part: str, rows: Tensor | None) -> BatchLoader | None:
+        """Batches of what is trained on without augmentation, where a method asks for them."""
+        if not any("training" in method.needs for method in methods):
+            return None
+        examples = self._examples(part)
+        return BatchLoader(
+            examples.inputs,
+            self._targets(examples),
+            batch_size=self.recipe.batch_size,
+            shuffle=False,
+            normaliser=self.splits.normaliser,
+            rows=rows,
         )
 
     def _streams(self, methods: Sequence[Method], name: str) -> dict[str, BatchLoader]:
@@ -323,11 +346,17 @@ class Bench:
         debt = max(0.0, self.counts.passes - self._spent * self.budget.amount)
         return Budget("compute", max(0.0, whole.amount - debt))
 
+    def metrics_of(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return the metrics of outputs `(examples, ...)` for these targets."""
+        return metrics(outputs, targets, self.task)
+
     def _class_counts(self, rows: Tensor | None) -> Tensor | None:
         """Training examples of each class among these rows, None where there are no classes."""
         targets = self.splits.train.targets
         if self.task != "classification":
             return None
+        # Condensed examples may have probabilities as targets.
+        targets = targets.argmax(1) if targets.ndim > 1 else targets
         return (targets if rows is None else targets[rows]).bincount(minlength=self.outputs)
 
     def _examples(self, part: str) -> Examples:
@@ -352,6 +381,12 @@ class Bench:
             if "weight_decay" in group:
                 group["weight_decay"] = group["weight_decay"] * weight_decay_scale
         return optimizer
+
+
+def _views(methods: Sequence[Method]) -> int | Literal["turned"]:
+    """Which further versions of the training inputs the methods ask for."""
+    wanted = {need for method in methods for need in method.needs}
+    return "turned" if "change" in wanted else 2 if "views" in wanted else 0
 
 
 def streams_needed(methods: Sequence[Method]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +10,14 @@ import torch
 from repertory import datasets
 from repertory.core.step import Step
 from repertory.datasets import Dataset
-from repertory.errors import OptionError, UserError, check_choice, check_number
+from repertory.datasets.dataset import CLASSIFIED
+from repertory.errors import ConflictError, OptionError, UserError, check_choice, check_number
 from repertory.models.sources import model_part
 from repertory.recipe import Part, Recipe
 from repertory.scenarios.bench import streams_needed
 from repertory.scenarios.methods import Arm
 from repertory.scenarios.registry import scenario as scenario_of
-from repertory.training.build import build_learner, build_part
+from repertory.training.build import build_learner, build_methods, build_part
 from repertory.training.learner import Learner
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -107,11 +109,15 @@ def check_arm(each: Arm, dataset: Dataset) -> Learner:
     """
     recipe = each.recipe
     try:
-        learner = build_learner(recipe, dataset.in_shape, dataset.outputs, seed=0)
+        learner = build_learner(recipe, dataset.in_shape, dataset.outputs, seed=0, dense=dataset.task == "segmentation")
         for part in (*recipe.curation, *recipe.before, *recipe.after):
             build_part(part)
         if recipe.train_share > 0:
-            methods = [part.build() for part in recipe.methods]
+            methods = build_methods(recipe)
+            if dataset.modality != "image" and (of_images := [m.slug for m in methods if "images" in m.needs]):
+                raise ConflictError(
+                    f"{of_images[0]} needs images, but the data are a {dataset.modality}; leave it out, or give images"
+                )
             offered = {"validation"} | ({"unlabelled"} if dataset.some_unlabelled else set())
             Step(
                 learner.network,
@@ -121,8 +127,10 @@ def check_arm(each: Arm, dataset: Dataset) -> Learner:
                 streams={name: () for name in streams_needed(methods) if name in offered},
                 epochs=recipe.epochs * recipe.train_share,
                 examples=len(dataset.targets),
-                classes=dataset.outputs if dataset.task == "classification" else None,
-                class_counts=torch.ones(dataset.outputs) if dataset.task == "classification" else None,
+                classes=dataset.outputs if dataset.task in (*CLASSIFIED, "segmentation") else None,
+                class_counts=torch.ones(dataset.outputs) if dataset.task in CLASSIFIED else None,
+                teacher=None if recipe.teacher is None else copy.deepcopy(learner.network),
+                training=(),
                 accumulate=recipe.accumulate,
                 clip_norm=recipe.clip_norm,
             )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -23,8 +22,7 @@ from repertory.retrieval.compatibility import (
 from repertory.scenarios import supervised
 from repertory.scenarios.accounts import cost_of, refuse_non_finite
 from repertory.scenarios.bench import Bench
-from repertory.scenarios.registry import Outcome, refuse_options
-from repertory.training.budget import Budget
+from repertory.scenarios.registry import Outcome, Settings, refuse_options, split_seed
 from repertory.training.evaluate import predict
 from repertory.training.learner import Learner
 from repertory.training.loaders import Sampler
@@ -67,20 +65,7 @@ def baseline(dataset: Dataset, model: Part, *, epochs: int | None = None) -> Rec
     return supervised.baseline(view(dataset), model, epochs=epochs)
 
 
-def run(
-    recipe: Recipe,
-    dataset: Dataset,
-    *,
-    seed: int,
-    budget: Budget,
-    split_seed: int | None = None,
-    device: str = "cpu",
-    precision: str = "32",
-    fabric: Any = None,
-    checkpoints: Path | None = None,
-    on_progress: Callable[[float], None] | None = None,
-    on_record: Callable[[dict[str, Any]], None] | None = None,
-) -> Outcome:
+def run(recipe: Recipe, dataset: Dataset, **settings: Unpack[Settings]) -> Outcome:
     """Run a recipe over the sequence of tasks once.
 
     The classes are dealt to tasks of equal size in an order drawn from the seed. Each task gets an equal share of the
@@ -91,15 +76,8 @@ def run(
     Args:
         recipe: what to run.
         dataset: the data; their options `tasks` and `rehearsal` set the number of tasks and of stored examples a class.
-        seed: decides split, order of the classes, initial weights, stored examples, batches, and every method's draws.
-        budget: what the run may spend on training.
-        split_seed: another seed for the split alone.
-        device: "cpu", "cuda", "cuda:1", ...
-        precision: "32", "bf16" or "fp16".
-        fabric: must be None; one process learns a sequence.
-        checkpoints: not used: a run that is cut off starts afresh.
-        on_progress: called with the share that is spent.
-        on_record: called with each epoch's record.
+        **settings: of the run, see `Settings`. One process learns a sequence, so there is no fabric; checkpoints are
+            not used: a run that is cut off starts afresh.
 
     Returns:
         With the table "versions": what queries of each version find in the gallery of each version.
@@ -109,22 +87,12 @@ def run(
         OptionError: if several devices are asked for.
         UserError: if recipe and data do not fit.
     """
-    if fabric is not None:
+    if settings.get("fabric") is not None:
         raise OptionError("fabric is not allowed with scenario continual: one process learns a sequence; leave it out")
     dataset = view(dataset)
-    splits = dataset.prepare(seed if split_seed is None else split_seed)
-    bench = ContinualBench.of(
-        recipe,
-        dataset,
-        splits,
-        seed=seed,
-        budget=budget,
-        device=device,
-        precision=precision,
-        on_progress=on_progress,
-        on_record=on_record,
-    )
-    bench.begin(task_count(dataset.sequence, dataset.outputs), rehearsal(dataset.sequence))
+    splits = dataset.prepare(split_seed(settings))
+    bench = ContinualBench.of(recipe, dataset, splits, **settings)
+    bench.begin(task_count(dataset.asked, dataset.outputs), rehearsal(dataset.asked))
     learner, after = supervised.trained(bench)
     if after:
         bench.judge(learner, again=True)

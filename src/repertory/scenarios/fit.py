@@ -141,6 +141,8 @@ def fit(
         ) from None
     weights = whole(outcome.learner.state_dict())
     if _first_process():
+        import pandas as pd
+
         about = {
             "methods": methods,
             "seed": seed,
@@ -149,7 +151,9 @@ def fit(
             "command": command,
             "fingerprint": fingerprint,
         }
-        save_model(folder, weights, wanted.recipe, dataset, outcome.splits, about)
+        save_model(folder, weights, wanted.recipe, dataset, outcome.splits, about, outcome.after)
+        for name, columns in outcome.tables.items():
+            pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet", index=False)
         shutil.rmtree(folder / _CHECKPOINTS)
     if fabric is not None:
         fabric.barrier()

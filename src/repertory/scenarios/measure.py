@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from repertory import catalogue
 from repertory.datasets import Dataset, Examples, Splits
+from repertory.datasets.dataset import CLASSIFIED
 from repertory.errors import OptionError, UserError, check_number, nearest
 from repertory.recipe import Recipe, locate
 from repertory.record import Instrument, Record
@@ -96,6 +97,11 @@ def measure(
             raise UserError(f"{instrument} measures a {' and '.join(unmet)}; give --data, as in --data digits")
     else:
         dataset = Source(data, target, image_size, skip_bad).load()
+        if dataset.task == "segmentation":
+            raise UserError(
+                f"{dataset.name} has masks, but an instrument measures a network with one output an input; give data "
+                "with a class or a number for each input"
+            )
         chosen = device_of(device)
         splits = dataset.prepare(seed)
         share = _FURTHER if epochs else 0.0
@@ -183,7 +189,7 @@ def _check_fits(about: Mapping[str, Any], dataset: Dataset, folder: str) -> None
 
 def _pair(examples: Examples, splits: Splits, dataset: Dataset, device: str) -> tuple[Tensor, Tensor]:
     targets = examples.targets
-    if dataset.task != "classification":
+    if dataset.task not in CLASSIFIED:
         targets = ((targets - splits.target_mean) / splits.target_std)[:, None]
     return splits.normaliser(examples.inputs).to(device), targets.to(device)
 

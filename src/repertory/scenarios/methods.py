@@ -10,11 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from repertory import catalogue
+from repertory.card import Card
+from repertory.datasets.dataset import CLASSIFIED
 from repertory.errors import ConflictError, OptionError, UserError, nearest
 from repertory.recipe import Part, Recipe, locate, parse_options
 
-_SLOTS = ("model", "criterion", "optimizer", "sampler")
+_SLOTS = ("model", "criterion", "optimizer", "sampler", "objective")
 """Slots that hold one part, so that two methods cannot both fill them."""
+
+
+_AS_SUPERVISED = ("noisy_labels", "long_tail", "noisy_long_tail", "bags", "distillation")
+"""Scenarios that train as supervised learning does, and judge otherwise."""
+_GIVEN = {"pairs": "the data are pairs of texts", "segmentation": "each pixel has its own"}
+"""What data without a class an example have, by task."""
+_TRAINS_AS = {"weak_segmentation": "segmentation"}
+"""Scenarios that train as another one does, on other labels."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,21 @@ def check_names(methods: Iterable[str]) -> None:
                 catalogue.get(name)
 
 
+def plays(card: Card, scenario: str) -> bool:
+    """Whether a method takes part in a scenario: one that its card names, or the same training under another name.
+
+    Optimizers take part wherever the weights of a network are trained, but for learning from a stream.
+
+    Args:
+        card: of the method.
+        scenario: its name.
+    """
+    trains_as = "supervised" if scenario in _AS_SUPERVISED else _TRAINS_AS.get(scenario, scenario)
+    if card.kind == "optimizer" and "supervised" in card.scenarios:
+        return scenario != "online" or "online" in card.scenarios
+    return scenario in card.scenarios or trains_as in card.scenarios
+
+
 def arm(text: str, baseline: Recipe, task: str, scenario: str) -> Arm:
     """Edit the baseline recipe with the methods of one argument.
 
@@ -122,10 +147,10 @@ def _edit(
     card = entry.card
     if card.kind == "diagnostic" and not card.scenarios:
         raise UserError(f"{name} is an instrument, which trains nothing to compare; run: repertory measure {name}")
-    if scenario not in card.scenarios:
+    if not plays(card, scenario):
         raise UserError(f"{name} plays in the scenario {' or '.join(card.scenarios)}, not in {scenario}; leave it out")
-    if "classes" in card.needs and task != "classification":
-        given = "the data are pairs of texts" if task == "pairs" else f"the target is a number ({task})"
+    if "classes" in card.needs and task not in CLASSIFIED:
+        given = _GIVEN.get(task, f"the target is a number ({task})")
         raise ConflictError(f"{name} needs classes, but {given}; leave it out, or read the target as classes")
     edit = importlib.import_module(entry.module).edit
     own = {
@@ -145,13 +170,16 @@ def _foreign(path: str, options: Mapping[str, Any], recipe: Recipe) -> tuple[str
     from torch import nn
 
     from repertory.core.method import Method
+    from repertory.curation.condensing import condensed_by
 
     found = locate(path)
     if not inspect.isclass(found):
         raise UserError(f"{path!r} is not a class; name a core.Method, an optimizer or a loss module")
     if issubclass(found, Method):
         part = Part(path, dict(options), found.slug or path)
-        edited = recipe.add("methods", part)
+        # What decides what is learnt takes the place of an objective; other methods go around it.
+        learns = recipe.objective is not None and "target" in found.owns
+        edited = recipe.replace(objective=part) if learns else recipe.add("methods", part)
     elif issubclass(found, torch.optim.Optimizer):
         takes = inspect.signature(found).parameters
         kept = {name: value for name, value in recipe.optimizer.options.items() if name in takes}
@@ -160,6 +188,9 @@ def _foreign(path: str, options: Mapping[str, Any], recipe: Recipe) -> tuple[str
     elif issubclass(found, nn.Module):
         part = Part(path, dict(options), path)
         edited = recipe.replace(criterion=part)
+    elif hasattr(found, "condense"):
+        part = Part(path, dict(options), path)
+        edited = condensed_by(recipe, part)
     else:
         raise UserError(f"{path!r} is a {found.__name__}; name a core.Method, an optimizer or a loss module")
     _check_options(path, options, set(), recipe, edited)
@@ -171,7 +202,7 @@ def parts_of(recipe: Recipe) -> list[Part]:
     return [
         recipe.model, recipe.criterion, recipe.optimizer,
         *recipe.surgery, *recipe.methods, *recipe.curation, *recipe.before, *recipe.after,
-        *([] if recipe.sampler is None else [recipe.sampler]),
+        *(part for part in (recipe.sampler, recipe.objective) if part is not None),
     ]  # fmt: skip
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from repertory.core.step import Step
 from repertory.datasets import Dataset, Splits
 from repertory.errors import DivergedError, OptionError
 from repertory.recipe import Part, Recipe
-from repertory.scenarios.registry import Outcome, refuse_options
+from repertory.scenarios.registry import Outcome, Settings, refuse_options, split_seed
 from repertory.training.budget import Budget, Stopwatch
 from repertory.training.build import build_learner
 from repertory.training.loaders import BatchLoader
@@ -26,6 +25,7 @@ from repertory.training.loop import learning_rate_factor
 
 __all__ = ["baseline", "best_fixed", "budget_of", "default_model", "main_metric", "run", "view"]
 
+_PAIR = ("inputs", "targets")
 _ROUNDS = 2000
 """About as many rounds as a stream is given; one example a round where it is shorter."""
 _RECORDS = 100
@@ -101,20 +101,7 @@ def budget_of(kind: str, recipe: Recipe, dataset: Dataset, splits: Splits, secon
     return Budget(kind, amount)  # type: ignore[arg-type]
 
 
-def run(
-    recipe: Recipe,
-    dataset: Dataset,
-    *,
-    seed: int,
-    budget: Budget,
-    split_seed: int | None = None,
-    device: str = "cpu",
-    precision: str = "32",
-    fabric: Any = None,
-    checkpoints: Path | None = None,
-    on_progress: Callable[[float], None] | None = None,
-    on_record: Callable[[dict[str, Any]], None] | None = None,
-) -> Outcome:
+def run(recipe: Recipe, dataset: Dataset, **settings: Unpack[Settings]) -> Outcome:
     """Run a recipe over the stream once.
 
     The stream is the training and the test part together, in an order drawn from the seed; its metrics are reported as
@@ -125,30 +112,29 @@ def run(
     Args:
         recipe: what to run.
         dataset: the data.
-        seed: decides split, order, initial weights and every method's draws.
-        budget: what the run may spend.
-        split_seed: another seed for the split alone.
-        device: "cpu", "cuda", "cuda:1", ...
-        precision: "32", "bf16" or "fp16".
-        fabric: must be None; a stream is learnt from by one process.
-        checkpoints: not used, since streams are short.
-        on_progress: called with the share of the stream that has passed.
-        on_record: called with each record of the curve.
+        **settings: of the run, see `Settings`. A stream is learnt from by one process, so there is no fabric;
+            checkpoints are not used, since streams are short.
 
     Raises:
         DivergedError: if a loss is not finite.
         OptionError: if several devices are asked for.
         UserError: if recipe and data do not fit.
     """
-    if fabric is not None:
+    if settings.get("fabric") is not None:
         raise OptionError("fabric is not allowed with scenario online: one process learns from a stream; leave it out")
-    splits = dataset.prepare(seed if split_seed is None else split_seed)
-    given: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
-    joined = [torch.cat(pair) for pair in zip(*(vars(part).values() for part in (splits.train, splits.test)))]
+    splits = dataset.prepare(split_seed(settings))
+    budget = settings["budget"]
+    given: dict[str, Any] = {
+        "seed": settings["seed"],
+        "device": settings.get("device", "cpu"),
+        "precision": settings.get("precision", "32"),
+    }
+    joined = [torch.cat([getattr(part, what) for part in (splits.train, splits.test)]) for what in _PAIR]
     stream = Stream(recipe, dataset, splits, *joined, name="stream", budget=budget, **given)
-    stream.play(on_progress, on_record)
+    stream.play(settings.get("on_progress"), settings.get("on_record"))
     aside = Budget(budget.kind, budget.amount * len(splits.validation) / len(joined[1]))
-    other = Stream(recipe, dataset, splits, *vars(splits.validation).values(), name="validation", budget=aside, **given)
+    held_out = splits.validation.inputs, splits.validation.targets
+    other = Stream(recipe, dataset, splits, *held_out, name="validation", budget=aside, **given)
     other.play()
     counts = stream.step.run.counts
     cost = {

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +17,7 @@ from repertory.retrieval.sheet import neighbour_rows
 from repertory.scenarios import pairs, supervised
 from repertory.scenarios.accounts import cost_of
 from repertory.scenarios.bench import Bench
-from repertory.scenarios.registry import Outcome, refuse_options
-from repertory.training.budget import Budget
+from repertory.scenarios.registry import Outcome, Settings, refuse_options, split_seed
 from repertory.training.learner import Learner
 
 __all__ = ["baseline", "budget_of", "default_model", "main_metric", "run", "view"]
@@ -61,10 +58,16 @@ def view(dataset: Dataset) -> Dataset:
         )
     if dataset.task == "pairs":
         return dataset
-    if dataset.apart and dataset.search:
+    asked = dataset.asked_by("retrieval")
+    if (camera := asked.pop("group", None)) is not None and dataset.groups is None:
+        raise UserError(
+            f"group={camera} names nothing in {dataset.name}; it is a column of a table, or 'folders' for images in "
+            "FOLDER/CLASS/CAMERA folders; leave it out otherwise"
+        )
+    if dataset.apart and asked:
         raise UserError(
             f"{dataset.name}: the test part has classes of its own, so "
-            f"{', '.join(f'{key}={value}' for key, value in dataset.search.items())} does not apply; leave it out"
+            f"{', '.join(f'{key}={value}' for key, value in asked.items())} does not apply; leave it out"
         )
     seen = dataclasses.replace(dataset, searched=True)
     assert seen.outputs > 0
@@ -106,21 +109,8 @@ class RetrievalBench(Bench):
         return retrieval_metrics(self.embeddings(model, part), examples.targets)
 
 
-def run(
-    recipe: Recipe,
-    dataset: Dataset,
-    *,
-    seed: int,
-    budget: Budget,
-    split_seed: int | None = None,
-    device: str = "cpu",
-    precision: str = "32",
-    fabric: Any = None,
-    checkpoints: Path | None = None,
-    on_progress: Callable[[float], None] | None = None,
-    on_record: Callable[[dict[str, Any]], None] | None = None,
-) -> Outcome:
-    """Run a recipe once; the arguments are those of `supervised.run`.
+def run(recipe: Recipe, dataset: Dataset, **settings: Unpack[Settings]) -> Outcome:
+    """Run a recipe once; the settings are those of `supervised.run`.
 
     Returns:
         With metrics of the search, the test part's embeddings as a table, and some queries with what they found.
@@ -129,21 +119,9 @@ def run(
         DivergedError: if the training loss, or an embedding of the trained model, is not finite.
         UserError: if recipe and data do not fit.
     """
-    dataset = view(dataset)
-    splits = dataset.prepare(seed if split_seed is None else split_seed)
-    bench = RetrievalBench.of(
-        recipe,
-        dataset,
-        splits,
-        seed=seed,
-        budget=budget,
-        device=device,
-        precision=precision,
-        fabric=fabric,
-        checkpoints=checkpoints,
-        on_progress=on_progress,
-        on_record=on_record,
-    )
+    dataset, seed = view(dataset), settings["seed"]
+    splits = dataset.prepare(split_seed(settings))
+    bench = RetrievalBench.of(recipe, dataset, splits, **settings)
     learner, parts = supervised.trained(bench)
     found, embeddings = {}, torch.empty(0)
     for part in ("validation", "test"):
@@ -164,18 +142,19 @@ def run(
         splits,
         tables={"embeddings": table},
         neighbours=neighbours,
+        after=parts,
     )
 
 
 def _searched(learner: Learner, bench: Bench, parts: list[Any], part: str) -> Tensor:
     """What a part of the data is searched by, after what recipes do to all embeddings together."""
-    embeddings = bench.embeddings(learner, part)
+    embeddings, groups = bench.embeddings(learner, part), bench._examples(part).groups
     if bench.task == "pairs":
         embeddings = pairs.stacked(embeddings, bench._examples(part).targets)
     for each in parts:
         if hasattr(each, "refine"):
             with bench.timed():
-                embeddings = each.refine(embeddings)
+                embeddings = each.refine(embeddings, groups=groups)
     if not bool(embeddings.isfinite().all()):
         raise DivergedError(f"an embedding of the {part} part is not finite; a smaller learning rate helps most")
     return embeddings

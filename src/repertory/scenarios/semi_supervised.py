@@ -7,10 +7,10 @@ from typing import Any
 
 from repertory.datasets import Dataset, Splits
 from repertory.datasets.corruptions import label_count
-from repertory.errors import DataError, UserError
+from repertory.errors import DataError
 from repertory.recipe import Part, Recipe
 from repertory.scenarios import supervised
-from repertory.scenarios.registry import refuse_options
+from repertory.scenarios.registry import needs_classes, refuse_options
 from repertory.training.budget import Budget, baseline_amount
 
 __all__ = ["baseline", "budget_of", "default_model", "main_metric", "run", "view"]
@@ -35,11 +35,7 @@ def view(dataset: Dataset) -> Dataset:
         UserError: if they have no unlabelled part or no classes, or options that only another scenario reads.
     """
     refuse_options(dataset, "semi_supervised")
-    if dataset.task != "classification":
-        raise UserError(
-            f"{dataset.name}: scenario semi_supervised learns classes, but the task is {dataset.task}; give data with "
-            "classes, or leave the scenario out"
-        )
+    needs_classes(dataset, "semi_supervised")
     if not dataset.some_unlabelled:
         raise DataError(
             f"{dataset.name}: every example has a label, and scenario semi_supervised needs some without; {_GET_SOME}"

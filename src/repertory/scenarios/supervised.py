@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from repertory.datasets import Dataset, Splits
 from repertory.recipe import Part, Recipe
 from repertory.scenarios.accounts import cost_of, refuse_non_finite
 from repertory.scenarios.bench import Bench
-from repertory.scenarios.registry import Outcome, refuse_options
+from repertory.scenarios.registry import Outcome, Settings, refuse_options, split_seed
 from repertory.training.budget import Budget, baseline_amount
 from repertory.training.evaluate import main_metric
 from repertory.training.learner import Learner
@@ -79,53 +77,21 @@ def budget_of(kind: str, recipe: Recipe, dataset: Dataset, splits: Splits, secon
     return Budget(kind, amount)  # type: ignore[arg-type]
 
 
-def run(
-    recipe: Recipe,
-    dataset: Dataset,
-    *,
-    seed: int,
-    budget: Budget,
-    split_seed: int | None = None,
-    device: str = "cpu",
-    precision: str = "32",
-    fabric: Any = None,
-    checkpoints: Path | None = None,
-    on_progress: Callable[[float], None] | None = None,
-    on_record: Callable[[dict[str, Any]], None] | None = None,
-) -> Outcome:
+def run(recipe: Recipe, dataset: Dataset, *, kind: type[Bench] = Bench, **settings: Unpack[Settings]) -> Outcome:
     """Run a recipe once.
 
     Args:
         recipe: what to run.
         dataset: the data.
-        seed: decides split, initial weights, order of batches, and every method's draws.
-        budget: what the run may spend on training.
-        split_seed: another seed for the split alone.
-        device: "cpu", "cuda", "cuda:1", ...
-        precision: "32", "bf16" or "fp16".
-        fabric: a launched Fabric, for several devices.
-        checkpoints: folder to write checkpoints to and to go on from.
-        on_progress: called with the share that is spent.
-        on_record: called with each epoch's record.
+        kind: of the bench, which decides how a model is judged.
+        **settings: of the run, see `Settings`.
 
     Raises:
         DivergedError: if the training loss, or a metric of the trained model, is not finite.
         UserError: if recipe and data do not fit.
     """
-    splits = dataset.prepare(seed if split_seed is None else split_seed)
-    bench = Bench.of(
-        recipe,
-        dataset,
-        splits,
-        seed=seed,
-        budget=budget,
-        device=device,
-        precision=precision,
-        fabric=fabric,
-        checkpoints=checkpoints,
-        on_progress=on_progress,
-        on_record=on_record,
-    )
+    splits = dataset.prepare(split_seed(settings))
+    bench = kind.of(recipe, dataset, splits, **settings)
     learner, _ = trained(bench)
     found = {part: bench.evaluate(learner, part) for part in ("validation", "test")}
     refuse_non_finite(found)

@@ -17,8 +17,8 @@ from repertory.core.randomness import seeded
 from repertory.core.step import Step
 from repertory.recipe import locate
 from repertory.testing.subject import Subject
-from repertory.testing.tiny import BATCH, CLASS_COUNTS, CLASSES, EXAMPLES, STEPS, TinyStream, batch
-from repertory.training.build import build_learner
+from repertory.testing.tiny import BATCH, CLASS_COUNTS, CLASSES, EXAMPLES, STEPS, TinyStream, batch, problem, teacher
+from repertory.training.build import build_learner, build_methods
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -37,10 +37,12 @@ def build_step(
     recipe, chosen = subject.baseline, {**subject.tiny.options, **(options or {})}
     if not baseline and subject.edit is not None:
         recipe = subject.edit(recipe, **chosen)
-    learner = build_learner(recipe, subject.tiny.in_shape, CLASSES, seed=0, class_counts=CLASS_COUNTS)
+    learner = build_learner(
+        recipe, subject.tiny.in_shape, CLASSES, seed=0, class_counts=CLASS_COUNTS, dense=subject.tiny.dense
+    )
     network, criterion = learner.network, learner.criterion
     optimizer = functools.partial(locate(recipe.optimizer.factory), **recipe.optimizer.options)
-    methods: list[Method] = [part.build() for part in recipe.methods]
+    methods: list[Method] = build_methods(recipe)
     if not baseline and subject.edit is None:
         if subject.kind == "optimizer":
             optimizer = functools.partial(subject.entry, **{**subject.tiny.arguments, **chosen})
@@ -53,7 +55,9 @@ def build_step(
             criterion, network = (made, network) if subject.kind == "loss" else (criterion, made)
     needs = {need for method in methods for need in method.needs}
     streams = {
-        need.partition(":")[2]: TinyStream(subject.tiny.in_shape) for need in needs if need.startswith("stream:")
+        need.partition(":")[2]: TinyStream(subject.tiny.in_shape, subject.tiny.dense)
+        for need in needs
+        if need.startswith("stream:")
     }
     network.train()
     given: dict[str, Any] = {
@@ -61,6 +65,8 @@ def build_step(
         "examples": EXAMPLES,
         "classes": CLASSES,
         "class_counts": CLASS_COUNTS,
+        "teacher": teacher(subject.tiny.in_shape) if "teacher" in needs else None,
+        "training": [problem(subject.tiny.in_shape)] if "training" in needs else None,
         **more,
     }
     return Step(network, optimizer, criterion, methods, streams=streams, **given)
@@ -87,7 +93,7 @@ def run_steps(
     losses = []
     with seeded(first, "global draws") if seed_global else contextlib.nullcontext():
         for number in range(first, last):
-            entries = batch(number, subject.tiny.in_shape)
+            entries = batch(number, subject.tiny.in_shape, subject.tiny.dense)
             losses.append(step(change(entries) if change else entries))
             if (number + 1) % (EXAMPLES // BATCH) == 0:
                 step.end_epoch()

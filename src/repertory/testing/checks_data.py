@@ -9,13 +9,15 @@ import torch
 from repertory.testing.assembly import difference, through_a_file
 from repertory.testing.check import NotApplicable, check, require
 from repertory.testing.subject import Subject
-from repertory.testing.tiny import CLASSES, EXAMPLES
-from repertory.testing.use import AFTER, applied, outcome
+from repertory.testing.tiny import CLASSES, EXAMPLES, PER_CLASS
+from repertory.testing.use import AFTER, applied, outcome, use
 
 
 @check("curation")
 def selection(subject: Subject) -> None:
     """`choose` returns distinct rows of the training part, fewer than all of them."""
+    if hasattr(subject.entry, "condense"):
+        raise NotApplicable("it makes examples")
     rows = outcome(subject)["rows"]
     require(
         rows.dtype is torch.int64 and rows.ndim == 1,
@@ -27,6 +29,19 @@ def selection(subject: Subject) -> None:
         "rows beyond the training part, or none",
     )
     require(len(rows) < EXAMPLES, "all examples were chosen")
+
+
+@check("curation")
+def condensed_set(subject: Subject) -> None:
+    """`condense` makes finite examples, as many of each class as were asked for, classes in their order."""
+    if not hasattr(subject.entry, "condense"):
+        raise NotApplicable("it chooses examples")
+    made = use(subject, subject.make(**subject.tiny.options))
+    require(made.inputs.shape == (CLASSES * PER_CLASS, *subject.tiny.in_shape), f"inputs of {tuple(made.inputs.shape)}")
+    require(made.inputs.isfinite().all() and made.targets.isfinite().all(), "a number is not finite")
+    labels = made.targets.argmax(1) if made.targets.ndim > 1 else made.targets
+    require(labels.tolist() == [k for k in range(CLASSES) for _ in range(PER_CLASS)], "the classes are not in order")
+    require(not made.inputs.requires_grad and made.inputs.device.type == "cpu", "the inputs still hang on the making")
 
 
 @check(*AFTER)

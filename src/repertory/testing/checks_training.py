@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from repertory.core.randomness import seeded
+from repertory.core.randomness import generator_for, seeded
 from repertory.core.state import State
 from repertory.core.step import Step
 from repertory.testing.assembly import build_step, difference, run_steps, through_a_file, trained, weights
@@ -131,7 +131,7 @@ def no_graph_break(subject: Subject) -> None:
         step = build_step(subject)
         run_steps(step, subject, last=_INTERRUPTED)
         entries = {
-            **batch(_INTERRUPTED, subject.tiny.in_shape),
+            **batch(_INTERRUPTED, subject.tiny.in_shape, subject.tiny.dense),
             **{name: next(stream) for name, stream in step.streams.items()},
         }
         call: Callable[[State], Tensor] = step._evaluation
@@ -143,10 +143,21 @@ def no_graph_break(subject: Subject) -> None:
 
 
 def _loss(step: Step, subject: Subject) -> float:
-    everything = problem(subject.tiny.in_shape)
+    everything = problem(subject.tiny.in_shape, subject.tiny.dense)
+    if subject.objective:
+        return _objective(step, everything)
     network = copy.deepcopy(step.run.model).train()
     criterion = step.run.criterion
     if isinstance(criterion, nn.Module):
         criterion = copy.deepcopy(criterion).train()
     with torch.no_grad():
         return float(criterion(network(everything["input"]), everything["target"]).mean())
+
+
+def _objective(step: Step, everything: dict[str, Tensor]) -> float:
+    """The objective on two versions of every example; what is recorded in a first pass is not."""
+    versions = torch.randn(2, *everything["input"].shape, generator=generator_for(0, "tiny versions")) / 10
+    known = {"change": torch.ones(len(everything["input"]), 2)}
+    state = State(step.run, {**everything, **known, "views": list(everything["input"] + versions)}, evaluation=1)
+    with torch.no_grad():
+        return float(step._evaluation(state).mean())

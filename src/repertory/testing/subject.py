@@ -16,6 +16,7 @@ from torch import nn
 from repertory.card import Card
 from repertory.catalogue import Entry, get
 from repertory.core.method import Method
+from repertory.core.objective import Objective
 from repertory.errors import UserError
 from repertory.recipe import Part, Recipe, locate
 from repertory.testing.tiny import CLASSES, TINY, Tiny, baseline_recipe, network
@@ -80,6 +81,11 @@ class Subject:
         """The recipe that the method edits in the checks: that of the scenario its card names first."""
         named = self.card.scenarios if self.card is not None else ()
         return baseline_recipe(*named[:1]).replace(model=Part(self.tiny.model))
+
+    @property
+    def objective(self) -> bool:
+        """Whether it learns without labels, in place of the criterion."""
+        return isinstance(self.entry, type) and issubclass(self.entry, Objective)
 
     @property
     def across_batch(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repertory.core.dense import IGNORED
 from repertory.core.randomness import seeded
 from repertory.datasets import Examples, Normaliser, Splits
 from repertory.recipe import Recipe, locate
 from repertory.record import Record
 from repertory.scenarios.bench import Bench
+from repertory.scenarios.condensation import CondensationBench
+from repertory.scenarios.segmentation import SegmentationBench
 from repertory.testing.assembly import trained
 from repertory.testing.check import TRAINED, NotApplicable
 from repertory.testing.subject import Subject
-from repertory.testing.tiny import CLASSES, EXAMPLES, STEPS, network, problem
+from repertory.testing.tiny import CLASSES, EXAMPLES, PER_CLASS, STEPS, network, problem
 from repertory.training.budget import Budget
 from repertory.training.learner import Learner
 
@@ -53,11 +58,18 @@ def outcome(subject: Subject, options: Mapping[str, Any] | None = None, *, basel
         parts, changes = ([made], []) if subject.kind == "curation" else ([], [made])
     learner, rows = bench.fresh_model(), torch.arange(EXAMPLES)
     for part in parts:
-        rows = part.choose(bench)
+        rows = condensed(bench, part) if hasattr(part, "condense") else part.choose(bench)
     learner = _changed(bench.train(learner, bench.recipe.train_share, rows=rows), changes, bench)
     if not any(hasattr(locate(part.factory), "refine") for part in edited(subject).after):
         return {"outputs": bench.predict(learner, "train"), "rows": rows}
     return {"outputs": refined(changes, bench.embeddings(learner, "train")), "rows": rows}
+
+
+def condensed(bench: Bench, part: Any) -> Tensor:
+    """Let a part make the condensed set, put that in place of the bench's training part, and return its rows."""
+    made = part.condense(bench)
+    bench.splits = dataclasses.replace(bench.splits, train=Examples(made.inputs, made.targets))
+    return torch.arange(len(made.targets))
 
 
 def edited(subject: Subject, options: Mapping[str, Any] | None = None) -> Recipe:
@@ -98,7 +110,11 @@ def _changed(learner: Learner, changes: list[Any], bench: Bench) -> Learner:
 
 def tiny_bench(subject: Subject, recipe: Recipe) -> Bench:
     """Return a bench on the tiny problem; its validation part are the training examples in another order."""
-    made = problem(subject.tiny.in_shape)
+    dense = subject.tiny.dense
+    made = problem(subject.tiny.in_shape, dense)
+    if subject.card is not None and "weak_segmentation" in subject.card.scenarios:
+        # One kind of object, and pixels that are open.
+        made["target"] = made["target"].where(made["target"] < 2, IGNORED)
     order = torch.arange(EXAMPLES).flip(0)
     train = Examples(made["input"], made["target"])
     splits = Splits(
@@ -110,12 +126,15 @@ def tiny_bench(subject: Subject, recipe: Recipe) -> Bench:
         indices={"train": list(range(EXAMPLES)), "validation": [], "test": []},
         clean_targets=train.targets,
     )
-    return Bench(
+    condenses = any(hasattr(locate(part.factory), "condense") for part in recipe.curation)
+    made_by = functools.partial(CondensationBench, per_class=PER_CLASS) if condenses else Bench
+    made_by = SegmentationBench if dense else made_by
+    return made_by(
         recipe,
         splits,
         in_shape=subject.tiny.in_shape,
         outputs=CLASSES,
-        task="classification",
+        task="segmentation" if dense else "classification",
         seed=0,
         budget=Budget("steps", STEPS),
     )
@@ -152,7 +171,7 @@ def use(subject: Subject, made: Any) -> Any:
         return made.fit(*arrays(subject))
     bench = tiny_bench(subject, subject.baseline)
     if subject.kind == "curation":
-        return made.choose(bench)
+        return made.condense(bench) if hasattr(made, "condense") else made.choose(bench)
     if subject.kind in AFTER and hasattr(made, "apply"):
         return made.apply(bench.fresh_model(), bench)
     return made

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from repertory.core.randomness import generator_for, seeded
 from repertory.core.step import Step
-from repertory.datasets.corruptions import flip_labels
+from repertory.datasets.noise import flip_labels
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,17 @@ def shift(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shift every image by up to an eighth of its side, edges repeated.
 
     Args:
-        images: `(batch, channels, height, width)` floats.
+        images: `(batch, channels, height, width)` of any type.
         generator: CPU generator of the draws.
     """
     batch, _, height, width = images.shape
     pads = (max(1, height // 8), max(1, width // 8))
-    padded = F.pad(images, (pads[1], pads[1], pads[0], pads[0]), mode="replicate")
     top = torch.randint(2 * pads[0] + 1, (batch,), generator=generator).to(images.device)
     left = torch.randint(2 * pads[1] + 1, (batch,), generator=generator).to(images.device)
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
+    rows = (top[:, None] - pads[0] + torch.arange(height, device=images.device)).clamp(0, height - 1)
+    columns = (left[:, None] - pads[1] + torch.arange(width, device=images.device)).clamp(0, width - 1)
     which = torch.arange(batch, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    return images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def flip_shift(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,6 +91,33 @@ def strong_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
     return noisy * ~_stretch(inputs.shape[-1], 0.25, len(inputs), generator).to(inputs.device)[:, None]
 
 
+def turned_view(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return a version of images that are turned by any angle, as `random_view`s, and the angles.
+
+    Args:
+        images: `(batch, channels, height, width)` floats, with the mean of the training inputs at 0, which fills the
+            corners.
+        generator: CPU generator of the draws.
+
+    Returns:
+        Images as they came in, and angles in radians, counter-clockwise `(batch,)`.
+
+    Raises:
+        UserError: if the inputs are no images.
+    """
+    if images.ndim != 4:
+        raise UserError(
+            f"inputs of shape {tuple(images.shape[1:])} cannot be turned; leave out methods that need to know a "
+            "change of the inputs, or yield batches with 'views' and 'change' in a loop of your own"
+        )
+    angle = 2 * math.pi * torch.rand(len(images), generator=generator)
+    cos, sin, ratio = angle.cos(), angle.sin(), images.shape[2] / images.shape[3]
+    zero = torch.zeros_like(angle)
+    # Both sides of the grid go from -1 to 1, so the sine terms carry the aspect ratio.
+    matrices = torch.stack([cos, -sin * ratio, zero, sin / ratio, cos, zero], 1).view(-1, 2, 3).to(images)
+    return random_view(_warped(images, matrices), generator), angle
+
+
 _OPERATIONS = (
     *("identity", "rotate", "shear x", "shear y", "translate x", "translate y"),
     *("brightness", "colour", "contrast", "solarise"),
@@ -126,6 +152,11 @@ def _two_operations(images: Tensor, generator: torch.Generator) -> Tensor:
     rows = [cos - sin * down * ratio, cos * right - sin * ratio, signed("translate x", 0.6)]
     rows += [sin / ratio + cos * down, sin * right / ratio + cos, signed("translate y", 0.6)]
     matrices = torch.stack(rows, 1).view(batch, 2, 3).to(images)
+    return _warped(images, matrices)
+
+
+def _warped(images: Tensor, matrices: Tensor) -> Tensor:
+    """Images resampled where matrices `(batch, 2, 3)` say, zeros outside."""
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repertory.core.method import Method
 from repertory.core.randomness import seeded
 from repertory.errors import UserError
 from repertory.recipe import Part, Recipe, locate
@@ -44,7 +45,7 @@ def build_network(part: Part, in_shape: tuple[int, ...], outputs: int) -> nn.Mod
 
 def build_learner(
     recipe: Recipe, in_shape: tuple[int, ...], outputs: int, seed: int, *, name: str = "model",
-    offset: float = 0.0, scale: float = 1.0, class_counts: Tensor | None = None,
+    offset: float = 0.0, scale: float = 1.0, class_counts: Tensor | None = None, dense: bool = False,
 ) -> Learner:  # fmt: skip
     """Build network, surgery and criterion of a recipe with weights drawn from (seed, name).
 
@@ -58,13 +59,14 @@ def build_learner(
         scale: their standard deviation, for regression.
         class_counts: training examples of each class `(outputs,)`, for criteria that have such a parameter; all alike
             where nobody says.
+        dense: whether the data have a class for each pixel, which the network must give logits for.
 
     Raises:
         UserError: if the network cannot take the inputs, or its output does not fit the classes.
     """
     with seeded(seed, name):
         network = build_network(recipe.model, in_shape, outputs)
-    _check_output(network, recipe.model, in_shape, outputs)
+    _check_output(network, recipe.model, in_shape, outputs, in_shape[1:] if dense else ())
     with seeded(seed, f"{name}/surgery"):
         for part in recipe.surgery:
             asks = inspect.signature(locate(part.factory)).parameters
@@ -75,7 +77,15 @@ def build_learner(
     return Learner(network, criterion, offset, scale)
 
 
-def _check_output(network: nn.Module, part: Part, in_shape: tuple[int, ...], outputs: int) -> None:
+def build_methods(recipe: Recipe) -> list[Method]:
+    """Build what a recipe puts around the training step, outermost first; its objective comes last."""
+    innermost = () if recipe.objective is None else (recipe.objective,)
+    return [part.build() for part in (*recipe.methods, *innermost)]
+
+
+def _check_output(
+    network: nn.Module, part: Part, in_shape: tuple[int, ...], outputs: int, pixels: tuple[int, ...] = ()
+) -> None:
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -97,7 +107,13 @@ def _check_output(network: nn.Module, part: Part, in_shape: tuple[int, ...], out
             f"model {part.factory!r} gives {shape} for 2 examples of {in_shape[0]} texts; it must give an embedding of "
             f"each, (2, {in_shape[0]}, size); {_FOR_TEXTS}"
         )
-    if shape != (2, outputs):
+    if pixels and shape != (2, outputs, *pixels):
+        raise UserError(
+            f"model {part.factory!r} gives {shape} for 2 images, but masks need logits (2, {outputs}, "
+            f"{', '.join(map(str, pixels))}): a class for each pixel; use --model repertory:small_unet, "
+            "torchvision:fcn_resnet50, or a factory of your own"
+        )
+    if not pixels and shape != (2, outputs):
         raise UserError(
             f"model {part.factory!r} gives {shape} for 2 inputs, but this data needs (2, {outputs}); "
             "give its factory a "

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repertory.core.classifier import features_and_output
+
 _CHUNK = 1024
 _BINS = 15
 """Bins of the expected calibration error, as in most of the literature since Guo et al. (2017)."""
@@ -16,8 +18,15 @@ higher_is_better = {"accuracy": True, "nll": False, "ece": False, "rmse": False,
 higher_is_better |= {"online_loss": False, "online_accuracy": True, "average_regret": False}
 higher_is_better |= dict.fromkeys(("recall_at_1", "recall_at_5", "recall_at_10", "r_precision", "mrr", "nmi"), True)
 higher_is_better |= {"map_at_r": True, "map_at_r_eighth": True}
+higher_is_better |= dict.fromkeys(("mean_iou", "mean_dice", "pixel_accuracy"), True)
+higher_is_better |= dict.fromkeys(("object_dice", "object_precision", "object_recall"), True)
 higher_is_better |= {"average_accuracy": True, "forgetting": False}
+higher_is_better |= {"balanced_accuracy": True, "many_shot": True, "medium_shot": True, "few_shot": True}
+higher_is_better |= {"wrong_labels_fitted": False, "wrong_labels_corrected": True}
+higher_is_better |= dict.fromkeys(("bag_auc", "bag_accuracy", "instance_auc", "instance_f1"), True)
 higher_is_better |= dict.fromkeys(("compatibility", "cross_version", "new_on_old"), True)
+higher_is_better |= dict.fromkeys(("probe_accuracy", "knn_accuracy"), True)
+higher_is_better |= {"agreement": True, "teacher_accuracy": True}
 """Direction of each metric."""
 
 
@@ -61,6 +70,14 @@ def embed(
     """
     call: Callable[[Tensor], Tensor] = model.embed  # type: ignore[assignment]
     return _in_chunks(model, call, inputs, normaliser, chunk)
+
+
+@torch.no_grad()
+def penultimate(
+    model: nn.Module, inputs: Tensor, normaliser: Callable[[Tensor], Tensor] | None = None, chunk: int = _CHUNK
+) -> Tensor:
+    """Return what enters the model's last linear layer in evaluation mode `(examples, width)`, as `embed` does."""
+    return _in_chunks(model, lambda part: features_and_output(model, part)[0], inputs, normaliser, chunk)
 
 
 def _in_chunks(

@@ -12,7 +12,7 @@ from torch import Tensor
 from repertory.core.distributed import rank, world_size
 from repertory.core.randomness import generator_for
 from repertory.errors import DataError, OptionError, check_choice, check_number
-from repertory.training.augment import AUGMENTATIONS, random_view, strong_view
+from repertory.training.augment import AUGMENTATIONS, random_view, strong_view, turned_view
 
 Sampler = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """Decides the order of an epoch: takes the rows that may be used `(n,)`, their targets `(n, ...)` and a generator, and
@@ -43,7 +43,11 @@ class BatchLoader:
         sampler: decides the order of each epoch in place of a random one; may be set anew at any time, for the epochs
             that begin after it.
         views: further versions of each input, under `views`: a number of randomly changed ones, each by a draw of its
-            own; or "weak-strong": the input as it is augmented, and a `strong_view` of it augmented by another draw.
+            own; or "weak-strong": the input as it is augmented, and a `strong_view` of it augmented by another draw;
+            or "turned": two versions of images turned by any angle, with `angle`, that of each in radians `(batch, 2)`,
+            and `change`, cosine and sine of the angle from the first to the second `(batch, 2)`.
+        strong: whether batches have, under `strong`, a `strong_view` of each input, augmented by a draw of its own.
+        groups: which examples belong together `(examples,)`, int64, under `group` of the batches; None leaves it out.
 
     >>> loader = BatchLoader(torch.arange(5.0), torch.zeros(5), batch_size=2, shuffle=False)
     >>> [batch["index"].tolist() for batch in loader]
@@ -63,16 +67,19 @@ class BatchLoader:
         augment: str = "none",
         rows: Tensor | None = None,
         sampler: Sampler | None = None,
-        views: int | Literal["weak-strong"] = 0,
+        views: int | Literal["weak-strong", "turned"] = 0,
+        strong: bool = False,
+        groups: Tensor | None = None,
     ) -> None:
         check_number("batch_size", batch_size, minimum=1, integer=True)
         check_choice("augment", augment, AUGMENTATIONS)
         if not isinstance(views, int):
-            check_choice("views", views, ("weak-strong",))
+            check_choice("views", views, ("weak-strong", "turned"))
         self._small = inputs.numel() * 4 <= _KEPT
         self._normaliser = normaliser
         self._inputs = normaliser(inputs) if normaliser is not None and self._small else inputs
         self._targets = targets
+        self._groups = groups
         self._rows = torch.arange(len(inputs)) if rows is None else rows
         if not len(self._rows):
             raise DataError("there are no examples to make batches of; leave some in")
@@ -81,6 +88,7 @@ class BatchLoader:
         self._shuffle = shuffle
         self._augment = AUGMENTATIONS[augment]
         self._views = views
+        self._strong = strong
         self.sampler = sampler
         self._order, self._group = self._rows, 1
         self.batch_size = batch_size
@@ -105,11 +113,17 @@ class BatchLoader:
             if size > 1:
                 index = index.view(-1, self._group)[own::size].flatten()
             self.position += 1
-            batch: dict[str, Any] = {"input": self._take(index), "target": self._targets[index], "index": index}
+            batch: dict[str, Any] = {"input": self._take(index), "target": self._target(index), "index": index}
+            if self._groups is not None:
+                batch["group"] = self._groups[index]
             if self._views == "weak-strong":
                 batch["views"] = [batch["input"], self._view(index, "strong view", strong_view)]
+            elif self._views == "turned":
+                batch |= self._turned(index)
             elif self._views:
                 batch["views"] = [self._view(index, f"view {n}", random_view) for n in range(self._views)]
+            if self._strong:
+                batch["strong"] = self._view(index, "strong view", strong_view)
             yield batch
         self.epoch += 1
         self.position = self._cut_at = self._cut_from = 0
@@ -198,9 +212,23 @@ class BatchLoader:
         inputs = self._read(index)
         return inputs if self._augment is None else self._augment(inputs, self._generator("augment"))
 
+    def _target(self, index: Tensor) -> Tensor:
+        targets = self._targets[index]
+        if self._augment is None or targets.ndim != 3 or targets.shape[1:] != self._inputs.shape[2:]:
+            return targets
+        # Masks move as their images do: the same draws, by another generator in the same state.
+        return self._augment(targets[:, None], self._generator("augment"))[:, 0]
+
     def _view(self, index: Tensor, name: str, change: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
         inputs, generator = self._read(index), self._generator(name)
         return change(inputs if self._augment is None else self._augment(inputs, generator), generator)
+
+    def _turned(self, index: Tensor) -> dict[str, Any]:
+        made = [turned_view(self._read(index), self._generator(f"turned view {n}")) for n in range(2)]
+        angles = torch.stack([angle for _, angle in made], 1)
+        between = angles[:, 1] - angles[:, 0]
+        change = torch.stack([between.cos(), between.sin()], 1)
+        return {"views": [images for images, _ in made], "angle": angles, "change": change}
 
     def _read(self, index: Tensor) -> Tensor:
         inputs = self._inputs[index]

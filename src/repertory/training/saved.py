@@ -14,12 +14,16 @@ from repertory.datasets import Dataset, Encoder, Normaliser, Splits
 from repertory.errors import DataError, UserError
 from repertory.recipe import Recipe, locate
 from repertory.training.build import build_learner
+from repertory.training.dense import predict_masks
 from repertory.training.evaluate import embed, predict
 from repertory.training.learner import Learner
+from repertory.training.mask_files import MaskPredictions
 
 _FORMAT = 1
 _OWN = tuple(f"repertory.{room}" for room in ("models", "losses", "layers", "transforms", "estimators", "adapters"))
 _WEIGHTS, _RECIPE, _ABOUT = "weights.safetensors", "recipe.yaml", "model.json"
+_AFTER = "after."
+"""What the names of tensors begin with that belong to parts of the slot `after`."""
 
 
 @dataclasses.dataclass
@@ -61,10 +65,17 @@ class SavedModel(nn.Module):
         encoder: from a path to a batch of raw inputs.
         normaliser: from raw inputs to what the network takes.
         about: task, classes, metrics, versions.
+        refiners: what changes embeddings that are searched together, in this order.
     """
 
     def __init__(
-        self, learner: Learner, recipe: Recipe, encoder: Encoder, normaliser: Normaliser, about: Mapping[str, Any]
+        self,
+        learner: Learner,
+        recipe: Recipe,
+        encoder: Encoder,
+        normaliser: Normaliser,
+        about: Mapping[str, Any],
+        refiners: Sequence[Any] = (),
     ) -> None:
         super().__init__()
         self.learner = learner
@@ -73,14 +84,18 @@ class SavedModel(nn.Module):
         self.normaliser = normaliser
         self.about = dict(about)
         self.classes = tuple(about["classes"])
+        self.refiners = tuple(refiners)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits `(batch, classes)`, or values `(batch, 1)`, for raw inputs `(batch, ...)`."""
         output: Tensor = self.learner(self.normaliser(inputs))
         return output
 
-    def predict(self, data: str | Path | Tensor) -> Predictions:
+    def predict(self, data: str | Path | Tensor) -> Predictions | MaskPredictions:
         """Predict for a path (image, folder of images, table, array) or a batch of raw inputs.
+
+        Returns:
+            One prediction an input; masks of a model of the scenario segmentation.
 
         Raises:
             DataError: if the path cannot be read, or the inputs have another shape than in training.
@@ -91,6 +106,9 @@ class SavedModel(nn.Module):
                 "embed_queries of what repertory.load returns"
             )
         inputs, ids = self._read(data)
+        if self.about["task"] == "segmentation":
+            masks = predict_masks(self.learner, inputs, len(self.classes), self.normaliser)
+            return MaskPredictions(ids, masks, self.classes)
         return Predictions(ids, predict(self.learner, inputs, self.normaliser), self.classes)
 
     def embed(self, data: str | Path | Tensor) -> tuple[Tensor, list[str]]:
@@ -104,6 +122,17 @@ class SavedModel(nn.Module):
         """
         inputs, ids = self._read(data)
         return embed(self.learner, inputs, self.normaliser), ids
+
+    def refine(self, embeddings: Tensor, groups: Tensor | None = None) -> Tensor:
+        """Return embeddings as the recipe's last parts change them (a re-ranking, say); else as they are.
+
+        Args:
+            embeddings: all that are searched together, queries and gallery `(rows, dim)`.
+            groups: the camera of each row `(rows,)`, for parts that ask.
+        """
+        for each in self.refiners:
+            embeddings = each.refine(embeddings, groups=groups)
+        return embeddings
 
     def embed_queries(self, texts: Sequence[str]) -> Tensor:
         """Return what texts search by, `(texts, dim)` float32, for a model of pairs of texts; `embed` takes passages.
@@ -134,6 +163,7 @@ def save_model(
     dataset: Dataset,
     splits: Splits,
     about: Mapping[str, Any],
+    after: Sequence[Any] = (),
 ) -> None:
     """Write weights (safetensors), recipe (YAML), and classes and preprocessing (JSON) to a folder.
 
@@ -144,12 +174,15 @@ def save_model(
         dataset: what it was trained on.
         splits: its parts, with the normaliser.
         about: further plain values to keep (metrics, versions, command).
+        after: the applied parts of the recipe's slot `after`; what they refine embeddings by is kept.
     """
     import yaml
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    kept = {f"{_AFTER}{number}.{name}": value for number, part in enumerate(after) if hasattr(part, "refinement")
+            for name, value in part.refinement().items()}  # fmt: skip
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in {**weights, **kept}.items()}
     save_file(tensors, folder / _WEIGHTS)
     (folder / _RECIPE).write_text(
         yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
@@ -221,11 +254,18 @@ def _read(folder: Path, trust: bool) -> SavedModel:
     if recipe.model.options.get("pretrained"):
         plain = dataclasses.replace(recipe.model, options={**recipe.model.options, "pretrained": False})
         recipe = recipe.replace(model=plain)
-    learner = build_learner(recipe, in_shape, outputs, seed=0)
-    for part in recipe.after:
-        rebuild = getattr(part.build(), "rebuild", None)
-        if rebuild is not None:
-            learner = rebuild(learner, outputs)
+    learner = build_learner(recipe, in_shape, outputs, seed=0, dense=about["task"] == "segmentation")
+    refiners = []
+    for number, part in enumerate(recipe.after):
+        made = part.build()
+        if hasattr(made, "rebuild"):
+            learner = made.rebuild(learner, outputs)
+        if hasattr(made, "refinement"):
+            start = f"{_AFTER}{number}."
+            held = [name for name in tensors if name.startswith(start)]
+            made.load_refinement({name.removeprefix(start): tensors.pop(name) for name in held})
+        if hasattr(made, "refine"):
+            refiners.append(made)
     try:
         learner.load_state_dict(tensors)
     except RuntimeError as error:
@@ -233,7 +273,7 @@ def _read(folder: Path, trust: bool) -> SavedModel:
         raise UserError(
             f"{folder}: the weights do not fit the recipe's network ({reason[:160]}); train it again"
         ) from error
-    return SavedModel(learner, recipe, encoder, normaliser, about).eval()
+    return SavedModel(learner, recipe, encoder, normaliser, about, refiners).eval()
 
 
 def _check_origin(folder: Path, recipe: Recipe) -> None:

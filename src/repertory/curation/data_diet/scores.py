@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from repertory.core.classifier import classifier_of, features_and_output
+from repertory.core.gradient_norms import example_gradient_norms
 from repertory.errors import check_choice, check_number
 
 _HELD = 2**28
@@ -91,7 +91,7 @@ def grand(model: nn.Module, inputs: Tensor, targets: Tensor, *, chunk: int | Non
     check_number("chunk", chunk, minimum=1, integer=True)
     with _evaluating(model):
         if mode == "full":
-            return _gradient_norms(model, inputs, targets, chunk)
+            return example_gradient_norms(model, inputs, targets, _summed, chunk)
         bias = classifier_of(model)[1].bias is not None
         with torch.no_grad():
             parts = zip(inputs.split(chunk), targets.split(chunk))
@@ -151,18 +151,5 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _gradient_norms(model: nn.Module, inputs: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
-    fixed |= dict(model.named_buffers())
-
-    def loss(parameters: dict[str, Tensor], example: Tensor, target: Tensor) -> Tensor:
-        output = functional_call(model, {**parameters, **fixed}, (example[None],))
-        return functional.cross_entropy(output, target[None])
-
-    def norm(example: Tensor, target: Tensor) -> Tensor:
-        # The norm inside the mapped function lets a chunk's gradients go before the next chunk.
-        gradients = grad(loss)(trained, example, target)
-        return torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
-
-    return vmap(norm, chunk_size=chunk)(inputs, targets)
+def _summed(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(output, target, reduction="sum")

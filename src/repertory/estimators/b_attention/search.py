@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,3 +68,11 @@ class BAttentionSearch:
             groups: ignored.
         """
         return self.features.refine(embeddings)
+
+    def refinement(self) -> dict[str, Tensor]:
+        """Return the trained weights, as tensors to save."""
+        return self.features.weights()
+
+    def load_refinement(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights from what `refinement` returned."""
+        self.features.load_weights(tensors)

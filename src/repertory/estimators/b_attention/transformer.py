@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -177,9 +177,8 @@ class BAttentionFeatures(TransformerMixin, BaseEstimator):
             raise DataError(f"y has 1 class in {len(labels)} rows (n_samples={len(labels)}); give rows of at least 2")
         self.n_features_in_ = rows.shape[1]
         self.gallery_ = normalize(rows.detach(), dim=1)
-        shape = {name: getattr(self, name) for name in _SHAPE}
         with seeded(seed, "b-attention"):
-            self.network_ = BAttentionEncoder(rows.shape[1], self.k, **shape).to(rows)
+            self.network_ = self._network(rows.shape[1]).to(rows)
             with torch.enable_grad():
                 self.losses_ = self._updates(labels.to(rows.device), progress, seed)
         self.network_.eval()
@@ -217,6 +216,23 @@ class BAttentionFeatures(TransformerMixin, BaseEstimator):
         rows = self._unit(read_rows(self, embeddings))
         found: Tensor = give_back(self._features(rows, rows, self._neighbours(rows)), embeddings)
         return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the trained weights, without the rows of `fit`."""
+        check_is_fitted(self)
+        return {**self.network_.state_dict(), "width": torch.tensor(self.n_features_in_)}
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take trained weights from what `weights` returned; features are then by neighbours in a given gallery."""
+        held = dict(tensors)
+        self.n_features_in_ = int(held.pop("width"))
+        self.network_ = self._network(self.n_features_in_)
+        self.network_.load_state_dict(held)
+        self.network_.eval()
+        self.gallery_ = next(self.network_.parameters()).new_empty(0, self.n_features_in_)
+
+    def _network(self, width: int) -> BAttentionEncoder:
+        return BAttentionEncoder(width, self.k, **{name: getattr(self, name) for name in _SHAPE})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

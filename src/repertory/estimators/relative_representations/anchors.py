@@ -47,9 +47,7 @@ def choose_anchors(
     if choice == "stratified":
         return order[_stratified(labels, order)][:count]
     unit = normalize(latents.to(torch.promote_types(latents.dtype, torch.float32)), dim=1)
-    return (
-        _farthest(unit, count, int(order[0])) if choice == "farthest" else _nearest_to_means(unit, count, order, seed)
-    )
+    return _farthest(unit, count, int(order[0])) if choice == "farthest" else nearest_to_means(unit, count, order, seed)
 
 
 def _stratified(labels: Tensor | None, order: Tensor) -> Tensor:
@@ -77,7 +75,15 @@ def _farthest(unit: Tensor, count: int, start: int) -> Tensor:
     return chosen
 
 
-def _nearest_to_means(unit: Tensor, count: int, order: Tensor, seed: int) -> Tensor:
+def nearest_to_means(unit: Tensor, count: int, order: Tensor, seed: int) -> Tensor:
+    """Return the row nearest to the mean of each k-means cluster `(count,)`, all different.
+
+    Args:
+        unit: rows `(n, dim)`, of unit length or not.
+        count: number of clusters, at most `n`.
+        order: all rows in a random order `(n,)`; the first of them make up for empty clusters.
+        seed: of the clustering.
+    """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,17 @@ class RelativeProjection(TransformerMixin, BaseEstimator):
         """
         described: Tensor = self.transform(embeddings)
         return described
+
+    def refinement(self) -> dict[str, Tensor]:
+        """Return the anchors, as tensors to save."""
+        check_is_fitted(self)
+        return {"anchors": self.anchors_, "anchor_rows": torch.from_numpy(self.anchor_rows_)}
+
+    def load_refinement(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the anchors from what `refinement` returned."""
+        self.anchors_ = tensors["anchors"]
+        self.anchor_rows_ = tensors["anchor_rows"].numpy()
+        self.n_features_in_ = self.anchors_.shape[1]
 
     def _fit(self, rows: Tensor, labels: Any, anchors: int | Sequence[int] | None, seed: int) -> RelativeProjection:
         if isinstance(anchors, int):

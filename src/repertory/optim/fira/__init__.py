@@ -93,7 +93,7 @@ CARD = Card(
         "maximize": False,
         "foreach": None,
     },
-    scenarios=("supervised", "retrieval", "continual", "semi_supervised"),
+    scenarios=("supervised", "retrieval", "continual", "semi_supervised", "segmentation"),
     search={"lr": (3e-4, 3e-2)},
     tags=("optimizer state", "low rank", "gradient projection", "large language models", "fine-tuning"),
 )

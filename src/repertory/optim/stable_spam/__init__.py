@@ -80,7 +80,7 @@ CARD = Card(
         "maximize": False,
         "foreach": None,
     },
-    scenarios=("supervised", "online", "retrieval", "continual", "semi_supervised"),
+    scenarios=("supervised", "online", "retrieval", "continual", "semi_supervised", "segmentation"),
     search={"lr": (3e-4, 3e-2)},
     tags=("quantisation", "4-bit", "int4", "gradient clipping", "gradient normalisation", "momentum reset"),
 )
