@@ -19,25 +19,37 @@ def shift(images: Tensor, generator: torch.Generator) -> Tensor:
         images: `(batch, channels, height, width)` of any type.
         generator: CPU generator of the draws.
     """
-    batch, _, height, width = images.shape
-    pads = (max(1, height // 8), max(1, width // 8))
-    top = torch.randint(2 * pads[0] + 1, (batch,), generator=generator).to(images.device)
-    left = torch.randint(2 * pads[1] + 1, (batch,), generator=generator).to(images.device)
-    rows = (top[:, None] - pads[0] + torch.arange(height, device=images.device)).clamp(0, height - 1)
-    columns = (left[:, None] - pads[1] + torch.arange(width, device=images.device)).clamp(0, width - 1)
-    which = torch.arange(batch, device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    return _taken(images, *_places(images, generator))
 
 
 def flip_shift(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror half of the images left to right, and shift all of them.
 
     Args:
-        images: `(batch, channels, height, width)` floats.
+        images: `(batch, channels, height, width)` of any type.
         generator: CPU generator of the draws.
     """
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
-    return shift(torch.where(mirrored[:, None, None, None], images.flip(3), images), generator)
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    rows, columns = _places(images, generator)
+    return _taken(images, rows, torch.where(mirrored[:, None], images.shape[3] - 1 - columns, columns))
+
+
+def _places(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The rows `(batch, height)` and columns `(batch, width)` that shifted images are made of."""
+    batch, _, height, width = images.shape
+    found = []
+    for side in (height, width):
+        most = max(1, side // 8)
+        first = torch.randint(2 * most + 1, (batch,), generator=generator) - most
+        found.append((first[:, None] + torch.arange(side)).clamp(0, side - 1))
+    return found[0], found[1]
+
+
+def _taken(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Images made of the given rows and columns of each, in one pass over their pixels."""
+    batch, channels, height, width = images.shape
+    flat = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, height * width).to(images.device)
+    return images.flatten(2).gather(2, flat.expand(batch, channels, height * width)).view_as(images)
 
 
 def random_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
