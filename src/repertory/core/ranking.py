@@ -20,6 +20,7 @@ def roc_auc(scores: Tensor, positive: Tensor) -> float:
     Raises:
         DataError: if shapes differ, a score is not a number, or one of the two kinds is missing.
 
+    >>> import torch
     >>> roc_auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0, 0, 1, 1]))
     0.875
     """

@@ -48,7 +48,7 @@ from repertory.recipe import Part, Recipe
 
 CARD = Card(
     slug="balanced-softmax",
-    name="Balanced softmax (logit adjustment)",
+    name="Balanced softmax",
     title="Balanced Meta-Softmax for Long-Tailed Visual Recognition",
     authors="Jiawei Ren et al.",
     year=2020,

@@ -63,7 +63,7 @@ class PhaseRecorder:
 
     >>> inputs, targets = torch.tensor([[2.0], [3.0], [-2.0], [-3.0]]), torch.tensor([0, 0, 1, 0])
     >>> recorder = PhaseRecorder(inputs, targets, clean_targets=torch.tensor([0, 0, 1, 1]))
-    >>> recorder.observe(nn.Linear(1, 2))
+    >>> _ = recorder.observe(nn.Linear(1, 2))
     >>> len(recorder.phases), recorder.margins().shape
     (1, torch.Size([1, 4]))
     """
