@@ -264,3 +264,11 @@ def test_decimals_follow_the_spread(metric: str, mean: float, sd: float, written
 def test_a_difference_that_rounds_to_nothing_has_no_sign() -> None:
     scale = Scale("accuracy", percent=True, decimals=1)
     assert (scale.signed(1e-6), scale.signed(-1e-6)) == ("0.0", "0.0")
+
+
+def test_the_report_says_what_was_done_to_the_data(tmp_path: Path) -> None:
+    comparison = compared({"saf": 0.02})
+    for spec, shown in (("./iris?imbalance=5", "iris?imbalance=5"), ("iris", "iris")):
+        comparison["data"] = {**comparison["data"], "name": "iris", "spec": spec}
+        write_report(tmp_path / "report.html", comparison)
+        assert f">{shown}<" in (tmp_path / "report.html").read_text().replace("\n", "").replace(" ", "")

@@ -163,7 +163,7 @@ def _facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
     data, settings = comparison["data"], comparison["settings"]
     seeds = max((row["n"] + len(row["diverged"]) + len(row["failed"]) for row in comparison["rows"]), default=0)
     facts = [
-        ("data", data.get("name")),
+        ("data", _named(data)),
         ("task", data.get("task")),
         ("examples", data.get("examples")),
         ("model", settings.get("model")),
@@ -177,6 +177,12 @@ def _facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _moment(created: str) -> str:
     moment = datetime.datetime.fromisoformat(created)
     return f"{moment:%Y-%m-%d %H:%M %Z}".rstrip()
+
+
+def _named(data: Mapping[str, Any]) -> str:
+    """The name of the data with the options that they were asked for with."""
+    _, mark, options = str(data.get("spec", "")).rpartition("?")
+    return f"{data.get('name')}{mark}{options if mark else ''}"
 
 
 def _other_metrics(comparison: Mapping[str, Any]) -> dict[str, dict[str, str]]:

@@ -14,7 +14,8 @@ told. Terms of spread and covariance on both halves together keep them from coll
 ## Do not use it when
 - the features serve classification alone: half of them are spent on the change;
 - the parameters of the change are not known;
-- batches are small: spread and covariance are estimated from one.
+- batches are small: spread and covariance are estimated from one;
+- training is short: after the 160 updates of the claim below the predictor is still further off than no prediction.
 
 ## Equations
 Features $h = [h_{inv}, h_{eq}]$, projections $b = p_{inv}(h_{inv})$ and $a = p_{eq}(h_{eq})$, joined $u = [b, a]$; the
