@@ -149,12 +149,13 @@ def run(recipe: Recipe, dataset: Dataset, **settings: Unpack[Settings]) -> Outco
 def _searched(learner: Learner, bench: Bench, parts: list[Any], part: str) -> Tensor:
     """What a part of the data is searched by, after what recipes do to all embeddings together."""
     embeddings, groups = bench.embeddings(learner, part), bench._examples(part).groups
+    asked = {} if groups is None else {"groups": groups}
     if bench.task == "pairs":
         embeddings = pairs.stacked(embeddings, bench._examples(part).targets)
     for each in parts:
         if hasattr(each, "refine"):
             with bench.timed():
-                embeddings = each.refine(embeddings, groups=groups)
+                embeddings = each.refine(embeddings, **asked)
     if not bool(embeddings.isfinite().all()):
         raise DivergedError(f"an embedding of the {part} part is not finite; a smaller learning rate helps most")
     return embeddings

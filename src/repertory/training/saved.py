@@ -130,8 +130,9 @@ class SavedModel(nn.Module):
             embeddings: all that are searched together, queries and gallery `(rows, dim)`.
             groups: the camera of each row `(rows,)`, for parts that ask.
         """
+        given = {} if groups is None else {"groups": groups}
         for each in self.refiners:
-            embeddings = each.refine(embeddings, groups=groups)
+            embeddings = each.refine(embeddings, **given)
         return embeddings
 
     def embed_queries(self, texts: Sequence[str]) -> Tensor:
