@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -168,11 +169,23 @@ def test_a_step_is_that_of_a_plain_loop() -> None:
 
 
 @pytest.mark.parametrize(("equivariant", "made"), [(0.0, "invariant_head"), (1.0, "equivariant_head")])
-def test_either_part_alone(equivariant: float, made: str) -> None:
+def test_either_part_alone_is_written_out(equivariant: float, made: str) -> None:
     method = SIE(equivariant=equivariant, width=8)
     model = network().float()
-    loss = stepped(method, model)({k: _single(v) for k, v in batch().items()})
-    assert bool(loss.isfinite())
+    step = stepped(method, model)
+    twin, given = copy.deepcopy(model), {k: _single(v) for k, v in batch().items()}
+    head = copy.deepcopy(method.invariant_head if equivariant == 0.0 else method.equivariant_head)
+    predictor = copy.deepcopy(method.predictor_head)
+    loss = step(given)
+    rows = head(twin[:2](torch.cat(given["views"]))).unflatten(0, (2, -1))
+    predicted = rows[0] if predictor is None else predictor(rows[0], given["change"])
+    expected = (10 if predictor is None else 4.5) * (predicted - rows[1]).square().mean()
+    judged = [*rows] if predictor is None else [*rows, predicted]
+    expected = expected + sum(5 * (1 - (part.var(0) + 1e-4).sqrt()).clamp(min=0).mean() for part in judged)
+    for version in rows:
+        covariance = torch.cov(version.T)
+        expected = expected + (covariance - covariance.diag().diag()).square().sum() / 8
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
     heads = {name: getattr(method, name) for name in ("invariant_head", "equivariant_head")}
     assert [name for name, head in heads.items() if head is not None] == [made]
     assert (method.predictor_head is None) == (equivariant == 0.0)

@@ -26,9 +26,9 @@ from repertory.curation.simple_propagation import (
     propagate,
 )
 from repertory.curation.simple_propagation.initial import _paths, steepness
-from repertory.curation.simple_propagation.pixels import PixelFeatures, at_pixels, drawn
+from repertory.curation.simple_propagation.pixels import at_pixels, drawn
 from repertory.datasets import Examples, Normaliser, Splits
-from repertory.errors import ConflictError, DataError, OptionError
+from repertory.errors import DataError, OptionError, UserError
 from repertory.losses import PixelCrossEntropyLoss
 from repertory.recipe import Part, Recipe
 from repertory.scenarios.segmentation import SegmentationBench
@@ -390,8 +390,10 @@ def test_rows_of_pixels_are_those_of_the_map() -> None:
 
 
 def test_a_network_without_convolution_is_refused() -> None:
-    with pytest.raises(ConflictError, match="simple-propagation reads"):
-        PixelFeatures(nn.Linear(2, 2), "simple-propagation")
+    with pytest.raises(UserError, match="has no convolution"):
+        Step(
+            nn.Sequential(nn.ReLU()), torch.optim.SGD([torch.zeros(1)], 0.1), PixelCrossEntropyLoss(), [PairContrast()]
+        )
 
 
 # The three stages

@@ -189,9 +189,13 @@ def test_large_images_are_brought_down_before_they_are_compared() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_finite(dtype: torch.dtype) -> None:
+def test_half_precision_is_finite_and_near_what_float64_makes_of_the_same_numbers(dtype: torch.dtype) -> None:
+    made, given = layer().to(dtype), features().to(dtype) * 50
     with torch.no_grad():
-        assert layer().to(dtype).mixed(features().to(dtype) * 50, images()).isfinite().all()
+        found = made.mixed(given, images())
+        expected = made.double().mixed(given.double(), images().double())
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double(), expected, rtol=40 * torch.finfo(dtype).eps, atol=0.5)
 
 
 def network(seed: int = 0) -> nn.Sequential:

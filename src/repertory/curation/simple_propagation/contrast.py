@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repertory.core.method import Inner, Method
-from repertory.core.state import Run, State
+from repertory.core.state import State
 from repertory.curation.simple_propagation.initial import FOREGROUND
-from repertory.curation.simple_propagation.pixels import PixelFeatures, at_pixels, drawn
+from repertory.curation.simple_propagation.pixels import PixelTerm, at_pixels, drawn
 from repertory.errors import DataError, check_number
 from repertory.layers.embedding import unit_rows
 
@@ -51,7 +50,7 @@ def pair_contrast(foreground: Tensor, background: Tensor, temperature: float = 0
         return (alike.sum() + unlike.sum()) / max(1, alike.numel() + unlike.numel())
 
 
-class PairContrast(Method):
+class PairContrast(PixelTerm):
     """Add the contrast of pixels to the loss of a network that segments.
 
     The features are what enters the network's last convolution. Of all labelled pixels of the batch, up to `n` of the
@@ -83,29 +82,14 @@ class PairContrast(Method):
     """
 
     slug = "pair-contrast"
-    across_batch = True
 
     def __init__(self, n: int = 100, temperature: float = 0.1, weight: float = 1.0) -> None:
-        super().__init__()
-        check_number("n", n, minimum=1, integer=True)
+        super().__init__(n, weight)
         check_number("temperature", temperature, above=0)
-        check_number("weight", weight, minimum=0)
-        self.n = n
         self.temperature = temperature
-        self.weight = weight
-        self._features: PixelFeatures | None = None
 
-    def setup(self, run: Run) -> None:
-        """Listen to the features of pixels."""
-        if self.weight:
-            self._features = PixelFeatures(run.model, self.slug)
-
-    def loss(self, state: State, inner: Inner) -> Tensor:
-        """Add the contrast to each example's loss."""
-        if self._features is None:
-            return inner(state)
-        with self._features.recorded() as seen:
-            loss = inner(state)
-        maps, target, generator = seen[-1], state.batch["target"], state.run.generator(self.slug)
+    def term(self, state: State, maps: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the contrast of drawn pixels of the object and of the background."""
+        target = state.batch["target"]
         chosen = [at_pixels(maps, drawn(target == label, self.n, generator)) for label in (FOREGROUND, 0)]
-        return loss + self.weight * pair_contrast(chosen[0], chosen[1], self.temperature)
+        return pair_contrast(chosen[0], chosen[1], self.temperature)

@@ -1,79 +1,63 @@
-"""Features of pixels, from the forward pass that trains: noted, and drawn from."""
+"""Terms on the features of pixels, from the forward pass that trains: noted, and drawn from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from repertory.errors import ConflictError, DataError
+from repertory.core.features import DenseFeatures
+from repertory.core.method import Inner, Method
+from repertory.core.state import Run, State
+from repertory.errors import DataError, check_number
 
 
-class PixelFeatures:
-    """A hook on a network for segmentation that notes what enters its last convolution while `recorded` is entered.
+class PixelTerm(Method, ABC):
+    """Base of methods that add a term on the features of pixels, where they enter the classifier, to the loss.
 
-    The hook stays, since a compiled network only sees those that were there before it was compiled. A copy of the
-    network, or one that is pickled, leaves it behind.
+    Subclasses set `slug` and override `term`.
 
     Args:
-        model: the network; its attribute `classifier`, if that is a convolution, counts as the last one.
-        slug: the method that asks, for the message.
+        n: pixels that are drawn of a kind.
+        weight: of the term; 0 is the baseline.
 
     Raises:
-        ConflictError: if the network has no convolution.
-
-    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    >>> features = PixelFeatures(model, "simple-propagation")
-    >>> with features.recorded() as seen:
-    ...     _ = model(torch.zeros(5, 1, 8, 8))
-    >>> seen[-1].shape
-    torch.Size([5, 4, 8, 8])
+        OptionError: if an option is out of range.
     """
 
-    def __init__(self, model: nn.Module, slug: str) -> None:
-        kind = nn.modules.conv._ConvNd
-        found = [
-            module for module in (*model.modules(), getattr(model, "classifier", None)) if isinstance(module, kind)
-        ]
-        if not found:
-            raise ConflictError(
-                f"{slug} reads the features of pixels where they enter the last convolution, but "
-                f"{type(model).__name__} has none; end the network in a convolution to its classes"
-            )
-        self._seen: list[Tensor] | None = None
-        found[-1].register_forward_pre_hook(_Tap(self))
+    across_batch = True
 
-    @contextmanager
-    def recorded(self) -> Iterator[list[Tensor]]:
-        """Fill a list with the features `(batch, dim, *sizes)` of each forward pass inside the block."""
-        seen: list[Tensor] = []
-        self._seen = seen
-        try:
-            yield seen
-        finally:
-            self._seen = None
+    def __init__(self, n: int, weight: float) -> None:
+        super().__init__()
+        check_number("n", n, minimum=1, integer=True)
+        check_number("weight", weight, minimum=0)
+        self.n = n
+        self.weight = weight
+        self._features: DenseFeatures | None = None
 
-    def take(self, value: Tensor) -> None:
-        """Note features; called by the hook."""
-        if self._seen is not None:
-            self._seen.append(value)
+    @abstractmethod
+    def term(self, state: State, maps: Tensor, generator: torch.Generator) -> Tensor:
+        """Return what is added, 0-d.
 
+        Args:
+            state: this evaluation, with the network's output.
+            maps: features `(batch, dim, *sizes)`.
+            generator: source of the draws.
+        """
 
-class _Tap:
-    """The hook. Copying or pickling gives one that does nothing."""
+    def setup(self, run: Run) -> None:
+        """Listen to the features of pixels."""
+        if self.weight:
+            self._features = DenseFeatures(run.model, run.classes)
 
-    def __init__(self, features: PixelFeatures | None = None) -> None:
-        self.features = features
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.features is not None:
-            self.features.take(args[0])
-
-    def __reduce__(self) -> tuple[type[_Tap], tuple[()]]:
-        return _Tap, ()
+    def loss(self, state: State, inner: Inner) -> Tensor:
+        """Add the term to each example's loss."""
+        if self._features is None:
+            return inner(state)
+        with self._features.recorded() as seen:
+            loss = inner(state)
+        return loss + self.weight * self.term(state, seen[-1], state.run.generator(self.slug))
 
 
 def at_pixels(maps: Tensor, where: Tensor) -> Tensor:
@@ -92,7 +76,7 @@ def at_pixels(maps: Tensor, where: Tensor) -> Tensor:
     if where.shape != (len(maps), *maps.shape[2:]):
         raise DataError(
             f"maps {tuple(maps.shape)} and masks {tuple(where.shape)} do not belong together; the network must have "
-            "the size of the masks where it enters its last convolution"
+            "the size of the masks where it enters its classifier"
         )
     example, place = where.flatten(1).nonzero(as_tuple=True)
     return maps.flatten(2)[example, :, place]

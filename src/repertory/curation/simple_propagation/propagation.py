@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repertory.core.dense import IGNORED
-from repertory.core.method import Inner, Method
-from repertory.core.state import Run, State
+from repertory.core.state import State
 from repertory.curation.simple_propagation.initial import FOREGROUND
-from repertory.curation.simple_propagation.pixels import PixelFeatures, at_pixels, drawn
+from repertory.curation.simple_propagation.pixels import PixelTerm, at_pixels, drawn
 from repertory.errors import DataError, check_number
 from repertory.layers.embedding import unit_rows
 
@@ -50,7 +49,7 @@ def propagate(features: Tensor, foreground: Tensor, similarity: float = 0.96, ag
     return torch.cat(votes) > agreement * known.shape[1]
 
 
-class SimilarityPropagation(Method):
+class SimilarityPropagation(PixelTerm):
     """Teach a network that segments to call those open pixels object which resemble it.
 
     In every step pixels of the object are drawn from the batch; open pixels (255) that resemble nearly all of them get
@@ -84,35 +83,20 @@ class SimilarityPropagation(Method):
     """
 
     slug = "similarity-propagation"
-    across_batch = True
 
     def __init__(self, n: int = 100, similarity: float = 0.96, agreement: float = 0.96, weight: float = 0.1) -> None:
-        super().__init__()
-        check_number("n", n, minimum=1, integer=True)
+        super().__init__(n, weight)
         check_number("similarity", similarity, minimum=-1, maximum=1)
         check_number("agreement", agreement, minimum=0, maximum=1)
-        check_number("weight", weight, minimum=0)
-        self.n = n
         self.similarity = similarity
         self.agreement = agreement
-        self.weight = weight
-        self._features: PixelFeatures | None = None
 
-    def setup(self, run: Run) -> None:
-        """Listen to the features of pixels."""
-        if self.weight:
-            self._features = PixelFeatures(run.model, self.slug)
-
-    def loss(self, state: State, inner: Inner) -> Tensor:
-        """Add the cross-entropy of the pixels that were given a label to each example's loss."""
-        if self._features is None:
-            return inner(state)
-        with self._features.recorded() as seen:
-            loss = inner(state)
-        maps, target, generator = seen[-1].detach(), state.batch["target"], state.run.generator(self.slug)
+    def term(self, state: State, maps: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the cross-entropy of the pixels that were given a label."""
+        maps, target = maps.detach(), state.batch["target"]
         known = at_pixels(maps, drawn(target == FOREGROUND, self.n, generator))
         logits = at_pixels(state.output, target == IGNORED)
         given = propagate(at_pixels(maps, target == IGNORED), known, self.similarity, self.agreement)
         values = -F.log_softmax(logits.float(), 1)[given, FOREGROUND]
         # A mean over no pixel would be no number.
-        return loss + self.weight * values.sum() / max(1, len(values))
+        return values.sum() / max(1, len(values))
