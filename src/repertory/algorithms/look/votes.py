@@ -16,6 +16,10 @@ _HELD = 2**24
 """Similarities that are held at once: 64 MiB of float32."""
 _ABSENT = -1e9
 """What stands for a similarity that does not count: finite, since rows of nothing but -inf have no gradient."""
+_COLD = 0.03
+"""Temperature from which on one exponential serves both sums: cosines differ by 2 at most, and exp(-2 / 0.03) is still
+a number that float32 can hold. Below it each sum is taken against its own largest term, with an exponential of its own.
+"""
 
 
 def look_loss(
@@ -69,19 +73,32 @@ def look_loss(
             raise OptionError(f"k={k} is more than the {len(memory)} entries of the memory; lower k, or give None")
     with torch.autocast(features.device.type, enabled=False):
         scaled = unit_rows(features) / temperature
-        wide = torch.promote_types(memory.dtype, torch.float32)
-        lengths = torch.linalg.vector_norm(memory, dim=1, dtype=wide).clamp(min=1e-12)
         if k is None:
-            near = scaled @ memory.to(scaled).T / lengths.to(scaled)
+            near = scaled @ unit_rows(memory).to(scaled).T
             right, absent = _which(slice(None), labels, memory_labels, index, memory_index, scaled.device)
         else:
+            wide = torch.promote_types(memory.dtype, torch.float32)
+            lengths = torch.linalg.vector_norm(memory, dim=1, dtype=wide).clamp(min=1e-12)
             entries = memory.detach(), lengths.detach(), memory_labels, memory_index
             places, right, absent = _neighbours(scaled, labels, index, entries, k, no_positive == "nearest")
             chosen = places.to(memory.device)
             near = (memory[chosen].to(scaled) @ scaled[:, :, None]).squeeze(2) / lengths[chosen].to(scaled)
+        return _against(near, right, absent, temperature)
+
+
+def _against(near: Tensor, right: Tensor, absent: Tensor, temperature: float) -> Tensor:
+    """Return the negative logarithm of the vote for the right class, 0 where no entry has it; all are `(batch, n)`."""
+    if temperature < _COLD:
         for_it = near.masked_fill(~right, _ABSENT).logsumexp(1)
         against = near.masked_fill(right | absent, _ABSENT).logsumexp(1)
         return functional.softplus(against - for_it).where(right.any(1), 0.0)
+    votes = near.masked_fill(absent, _ABSENT).softmax(1)
+    # Products with 0 and 1, since a mask costs a pass more forward and backward.
+    mine = right.to(votes)
+    for_it, against = (votes * mine).sum(1), (votes * (1 - mine)).sum(1)
+    known = for_it > 0
+    # No quotient of the two: its derivative squares the smaller one.
+    return ((for_it + against).log() - for_it.where(known, 1.0).log()).where(known, 0.0)
 
 
 def look_accuracy(features: Tensor, labels: Tensor, k: int, temperature: float = 0.1) -> float:
