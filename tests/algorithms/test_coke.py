@@ -31,6 +31,12 @@ def kmeans_from(centers: Tensor, **options: Any) -> OnlineConstrainedKMeans:
     return kmeans
 
 
+def kmeans_of(sizes: tuple[int, ...], **options: Any) -> OnlineConstrainedKMeans:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return OnlineConstrainedKMeans(sizes, 4, **options)
+
+
 def dense(labels: Tensor, weights: Tensor, clusters: int) -> Tensor:
     return torch.zeros(len(labels), clusters).scatter_add_(1, labels, weights)
 
@@ -195,7 +201,7 @@ def test_half_precision_at_a_low_temperature_is_close_to_double() -> None:
     labels = method.labels.read(index).long()
     found = step(batch(2))
     u, v = (F.normalize(rows.double(), dim=1).unflatten(0, (2, BATCH)) for rows in kept)
-    expected = cluster_loss(u, v, method._kmeans[0].previous.double(), labels, torch.ones(BATCH, 1), 0.01)
+    expected = cluster_loss(u, v, method.kmeans.previous.double(), labels, torch.ones(BATCH, 1), 0.01)
     assert kept[0].dtype == torch.bfloat16
     assert float(found) == pytest.approx(float(expected.mean()), rel=1e-4)
 
@@ -216,7 +222,7 @@ def test_labels_and_centers_of_the_loss_are_those_of_the_epoch_before() -> None:
     method = CoKe(clusters=[3], dim=4, temperature=0.5)
     step = step_of(method)
     train(step, 0, 2)
-    labels, centers = method.labels.read(torch.arange(EXAMPLES)).long(), method._kmeans[0].centers.clone()
+    labels, centers = method.labels.read(torch.arange(EXAMPLES)).long(), method.kmeans.centers.clone()
     outputs: list[Tensor] = []
     method.projector.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
     method.predictor.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
@@ -226,7 +232,7 @@ def test_labels_and_centers_of_the_loss_are_those_of_the_epoch_before() -> None:
         u, v = (F.normalize(rows, dim=1).unflatten(0, (2, BATCH)) for rows in outputs)
         expected = cluster_loss(u, v, centers, labels[batch(number)["index"]], torch.ones(BATCH, 1), 0.5)
         assert found == pytest.approx(float(expected.mean()), rel=1e-5)
-    assert not torch.equal(method._kmeans[0].centers, centers)
+    assert not torch.equal(method.kmeans.centers, centers)
 
 
 def test_a_second_pass_of_a_step_clusters_nothing() -> None:
@@ -236,7 +242,7 @@ def test_a_second_pass_of_a_step_clusters_nothing() -> None:
         epochs=5, examples=EXAMPLES,
     )  # fmt: skip
     train(step, 0, 3)
-    assert float(method._kmeans[0].counts.sum()) == BATCH
+    assert float(method.kmeans.counts.sum()) == BATCH
     assert step.run.counts.forward == 2 * EXAMPLES + 2 * 2 * BATCH
 
 
@@ -244,7 +250,7 @@ def test_no_gradient_reaches_centers_and_one_view_passes_half_as_much() -> None:
     method = CoKe(clusters=[3], views=1, dim=4)
     step = step_of(method)
     train(step, 0, 3)
-    assert not any(buffer.requires_grad for buffer in method.clusterings.buffers())
+    assert not any(buffer.requires_grad for buffer in method.kmeans.buffers())
     assert (step.run.counts.forward, step.run.counts.backward) == (3 * BATCH, BATCH)
 
 
@@ -255,16 +261,16 @@ def test_the_second_stage_begins_when_its_share_of_the_epochs_is_over_and_resume
 
     method, step = fresh()
     train(step, 0, 4)
-    assert method._first.averaged == 0
+    assert method.kmeans.averaged == 0
     train(step, 4, 6)
-    assert method._first.averaged == 1
+    assert method.kmeans.averaged == 1
     train(step, 6, 9)
-    assert method._first.averaged == 2
+    assert method.kmeans.averaged == 2
     weights = method.averages.read(torch.arange(EXAMPLES))[:, :, 1]
     torch.testing.assert_close(weights.sum(2), torch.ones(EXAMPLES, 2))
     other, again = fresh()
     again.load_state_dict(step.state_dict())
-    assert other._first.averaged == 2
+    assert other.kmeans.averaged == 2
     assert train(again, 9, 10) == train(step, 9, 10)
     torch.testing.assert_close(again.state_dict()["model"], step.state_dict()["model"], rtol=0, atol=0)
 
@@ -282,6 +288,23 @@ def test_the_number_of_clusters_follows_the_examples_as_on_imagenet() -> None:
 def test_clusters_that_do_not_fit_the_data_are_refused(clusters: Any, examples: int | None, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         step_of(CoKe(clusters=clusters), examples=examples)
+
+
+def test_several_clusterings_at_once_are_each_of_them_alone() -> None:
+    sizes, batches = (2, 5, 3), [unit(6, 4, seed=seed) for seed in range(1, 7)]
+    options = {"ratio": 0.5, "dual_step": 0.05}
+    together = kmeans_of(sizes, **options)
+    alone = [kmeans_from(own.clone(), **options) for own in together.centers.split(sizes)]
+    for number, rows in enumerate(batches):
+        assert together.observe(rows).T.tolist() == [one.observe(rows).tolist() for one in alone]
+        if number % 2:
+            for kmeans in (together, *alone):
+                kmeans.end_epoch()
+            if number == 3:
+                for kmeans in (together, *alone):
+                    kmeans.average()
+    for name in ("centers", "previous", "duals", "counts"):
+        torch.testing.assert_close(getattr(together, name), torch.cat([getattr(one, name) for one in alone]))
 
 
 def test_features_that_cannot_be_clustered_are_refused() -> None:

@@ -227,7 +227,8 @@ class CoKe(Objective):
         self.second_stage = second_stage
         self.kept = kept
         self.label_temperature = label_temperature
-        self.clusterings = nn.ModuleList()
+        self.kmeans: OnlineConstrainedKMeans | None = None
+        self._labelled = False
         self.labels = ExampleTable()
         self.averages = ExampleTable()
 
@@ -241,15 +242,12 @@ class CoKe(Objective):
         self.predictor = nn.Sequential(
             nn.Linear(self.dim, width), SharedBatchNorm(width), nn.ReLU(), nn.Linear(width, self.dim)
         )
-        self.clusterings = nn.ModuleList(
-            OnlineConstrainedKMeans(clusters, self.dim, self.ratio, self.dual_step)
-            for clusters in self._numbers(run.examples)
-        )
+        self.kmeans = OnlineConstrainedKMeans(self._numbers(run.examples), self.dim, self.ratio, self.dual_step)
         self.labels.examples = self.averages.examples = run.examples
 
     def step(self, state: State, inner: Inner) -> Tensor:
         """Update the weights, but in the first epoch, and then assign the batch to clusters."""
-        if self._first.epochs:
+        if self._clustering.epochs:
             loss = inner(state)
         else:
             loss = state.run.losses(state).mean()
@@ -267,32 +265,28 @@ class CoKe(Objective):
             mean = unit.detach().mean(0)
             if state.evaluation == 0:
                 state.memo.setdefault(self.slug, []).append((state.batch["index"], mean))
+            centers = self._clustering.previous.split(self._clustering.sizes)
             values = [
-                cluster_loss(
-                    unit, guess, kmeans.previous, labels, weights, self.temperature, alpha=self.alpha, beta=self.beta
-                )
-                for kmeans, (labels, weights) in zip(self._kmeans, self._targets(state.batch["index"], mean))
+                cluster_loss(unit, guess, own, labels, weights, self.temperature, alpha=self.alpha, beta=self.beta)
+                for own, (labels, weights) in zip(centers, self._targets(state.batch["index"], mean))
             ]
             return torch.stack(values).mean(0)
 
     def epoch_end(self, run: Run) -> None:
         """Keep the centres for the next epoch, and begin the second stage when it is time."""
-        for kmeans in self._kmeans:
-            kmeans.end_epoch()
+        self._clustering.end_epoch()
+        if run.examples is not None and not self._labelled:
+            self._labelled = bool(self.labels.written(torch.arange(run.examples)).all())
         assert run.epochs is not None
         # In a loop of the user's own the progress is still that of the epoch's start.
         done = max(run.progress, (run.epoch + 1) / run.epochs)
-        if self.views == 1 and done >= self.second_stage and not self._first.averaged:
-            for kmeans in self._kmeans:
-                kmeans.average()
+        if self.views == 1 and done >= self.second_stage and not self._clustering.averaged:
+            self._clustering.average()
 
     @property
-    def _kmeans(self) -> list[OnlineConstrainedKMeans]:
-        return list(self.clusterings)  # type: ignore[arg-type]
-
-    @property
-    def _first(self) -> OnlineConstrainedKMeans:
-        return self._kmeans[0]
+    def _clustering(self) -> OnlineConstrainedKMeans:
+        assert self.kmeans is not None
+        return self.kmeans
 
     def _numbers(self, examples: int | None) -> Sequence[int]:
         if self.clusters is None and examples is None:
@@ -310,10 +304,13 @@ class CoKe(Objective):
 
     def _targets(self, index: Tensor, mean: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Of each clustering, the labels of the epoch before `(batch, kept)` and their weights."""
-        labels = torch.stack([kmeans.assign(mean) for kmeans in self._kmeans], 1)
-        if self.labels.rows is not None:
+        if self._labelled:
+            labels = self.labels.read(index).long()
+        else:
             # An example that was not seen before has the cluster that it would get now.
-            labels = torch.where(self.labels.written(index)[:, None], self.labels.read(index).long(), labels)
+            labels = self._clustering.assign(mean)
+            if self.labels.rows is not None:
+                labels = torch.where(self.labels.written(index)[:, None], self.labels.read(index).long(), labels)
         weights = torch.ones(len(index), 1, device=labels.device)
         if self.averages.rows is None:
             return [(column[:, None], weights) for column in labels.unbind(1)]
@@ -325,13 +322,13 @@ class CoKe(Objective):
         return list(zip(several.unbind(1), shares.unbind(1)))
 
     def _assign(self, index: Tensor, features: Tensor) -> None:
-        labels = torch.stack([kmeans.observe(features) for kmeans in self._kmeans], 1)
+        labels = self._clustering.observe(features)
         self.labels.write(index, labels)
-        if self._first.averaged and self.kept > 1:
-            empty = torch.zeros(len(index), len(self._kmeans), 2, self.kept, device=labels.device)
+        if self._clustering.averaged and self.kept > 1:
+            empty = torch.zeros(*labels.shape, 2, self.kept, device=labels.device)
             held = empty if self.averages.rows is None else self.averages.read(index)
             several, shares = held.unbind(2)
-            several, shares = averaged_labels(several.long(), shares, labels, 1 / self._first.averaged)
+            several, shares = averaged_labels(several.long(), shares, labels, 1 / self._clustering.averaged)
             self.averages.write(index, torch.stack([several.to(shares), shares], 2))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repertory.core.distributed import gather_rows, own_rows
-from repertory.errors import DataError, check_number
+from repertory.errors import DataError, OptionError, check_number
 
 
 class OnlineConstrainedKMeans(nn.Module):
@@ -25,13 +27,14 @@ class OnlineConstrainedKMeans(nn.Module):
     after each pass.
 
     Args:
-        clusters: number of clusters K.
+        clusters: number of clusters K, or a list of them for as many clusterings of the same features.
         dim: size of a feature.
         ratio: r, the share of an even size that each cluster keeps at least, in [0, 1]; at 1 all are to be even, and
             duals may be negative. 0 sets no bound.
         dual_step: s, change of a dual for one example too few or too many; 0 is plain online k-means.
 
     Attributes:
+        sizes: number of clusters of each clustering. What follows has a place for all their clusters, in this order.
         previous: centres at the end of the epoch before `(clusters, dim)`, for whoever learns to predict the clusters.
         centers: centres now `(clusters, dim)`.
         duals: dual variables `(clusters,)`.
@@ -56,29 +59,42 @@ class OnlineConstrainedKMeans(nn.Module):
     centers: Tensor
     duals: Tensor
     counts: Tensor
+    _bound: Tensor
+    _start: Tensor
 
-    def __init__(self, clusters: int, dim: int, ratio: float = 0.4, dual_step: float = 0.02) -> None:
+    def __init__(self, clusters: int | Sequence[int], dim: int, ratio: float = 0.4, dual_step: float = 0.02) -> None:
         super().__init__()
-        check_number("clusters", clusters, minimum=2, integer=True)
+        self._several = not isinstance(clusters, int)
+        self.sizes = (clusters,) if isinstance(clusters, int) else tuple(clusters)
+        if not self.sizes:
+            raise OptionError("clusters=[] names no clustering; give a whole number, or a list as in [30, 40, 50]")
+        for number in self.sizes:
+            check_number("clusters", number, minimum=2, integer=True)
         check_number("dim", dim, minimum=1, integer=True)
         check_number("ratio", ratio, minimum=0, maximum=1)
         check_number("dual_step", dual_step, minimum=0)
         self.ratio = ratio
         self.dual_step = dual_step
-        first = F.normalize(torch.randn(clusters, dim), dim=1)
+        first = F.normalize(torch.cat([torch.randn(number, dim) for number in self.sizes]), dim=1)
         self.register_buffer("previous", first.clone())
         self.register_buffer("centers", first)
-        self.register_buffer("duals", torch.zeros(clusters))
-        self.register_buffer("counts", torch.zeros(clusters))
+        self.register_buffer("duals", torch.zeros(len(first)))
+        self.register_buffer("counts", torch.zeros(len(first)))
+        numbers = torch.tensor(self.sizes)
+        self.register_buffer("_bound", (ratio / numbers).repeat_interleave(numbers), persistent=False)
+        self.register_buffer("_start", numbers.cumsum(0) - numbers, persistent=False)
         self.epochs = 0
         self.averaged = 0
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Tensor:
-        """Return each feature's cluster `(batch,)`, int64, and leave centres and duals as they are.
+        """Return each feature's cluster, and leave centres and duals as they are.
 
         Args:
             features: `(batch, dim)`, of length 1 or less.
+
+        Returns:
+            `(batch,)`, int64; `(batch, clusterings)` where a list of them was asked for.
 
         Raises:
             DataError: if they have another shape.
@@ -86,7 +102,9 @@ class OnlineConstrainedKMeans(nn.Module):
         if features.ndim != 2 or features.shape[1] != self.centers.shape[1]:
             raise DataError(f"features {tuple(features.shape)} must be (batch, {self.centers.shape[1]})")
         centers = self.previous if self.averaged else self.centers
-        return (features.to(centers.dtype) @ centers.T + self.duals).argmax(1)
+        scores = torch.addmm(self.duals, features.to(centers.dtype), centers.T)
+        labels = torch.stack([part.argmax(1) for part in scores.split(self.sizes, 1)], 1)
+        return labels if self._several else labels[:, 0]
 
     @torch.no_grad()
     def observe(self, features: Tensor) -> Tensor:
@@ -96,14 +114,15 @@ class OnlineConstrainedKMeans(nn.Module):
             features: `(batch, dim)`, of length 1 or less.
 
         Returns:
-            Each feature's cluster `(batch,)`, int64.
+            Each feature's cluster, as `assign` does.
 
         Raises:
             DataError: if they have another shape, or are not finite.
         """
         rows = gather_rows(features.detach())
         labels = self.assign(rows)
-        if not bool(rows.isfinite().all()):
+        # A sum is one number to look at, and unit vectors do not overflow it.
+        if not bool(rows.sum().isfinite()):
             raise DataError("features hold values that are not finite; a smaller learning rate helps most")
         self._move(rows.to(self.centers.dtype), labels)
         return labels[own_rows(len(features), features.device)]
@@ -136,14 +155,16 @@ class OnlineConstrainedKMeans(nn.Module):
         self.epochs, self.averaged = state["epochs"], state["averaged"]
 
     def _move(self, rows: Tensor, labels: Tensor) -> None:
-        hits = torch.zeros_like(self.counts).index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
-        self.duals += self.dual_step * (len(rows) * self.ratio / len(hits) - hits)
+        places = labels.reshape(len(rows), -1) + self._start
+        hits = places.flatten().bincount(minlength=len(self.counts)).to(self.counts.dtype)
+        self.duals.add_(len(rows) * self._bound - hits, alpha=self.dual_step)
         if self.ratio < 1:
             self.duals.clamp_(min=0)
         total = self.counts + hits
         # A cluster that is hit for the first time in an epoch forgets its centre, since its count is 0.
         kept = torch.where(hits > 0, self.counts / total.clamp(min=1), 1.0)
-        self.centers.mul_(kept[:, None]).index_add_(0, labels, rows / total[labels][:, None])
+        shares = (rows[:, None] / total[places][:, :, None]).flatten(0, 1)
+        self.centers.mul_(kept[:, None]).index_add_(0, places.flatten(), shares)
         if not self.averaged:
             self.centers.copy_(F.normalize(self.centers, dim=1))
         self.counts.copy_(total)
