@@ -48,4 +48,4 @@ def claim(
             for s in found["statements"]
         ],
     )
-    print(f"\nverdict: {found['verdict']} ({found['minutes']} minutes)")
+    print(f"\nverdict: {found['verdict']} ({found['minutes']} minutes, {found['processor_minutes']} of one core)")

@@ -142,7 +142,8 @@ def run_claim(
         on_seed: called with the number of finished seeds and of all seeds.
 
     Returns:
-        The record, as `Claim.judge` makes it, with `date`, `versions`, `commit` and `minutes`.
+        The record, as `Claim.judge` makes it, with `date`, `versions`, `commit`, `minutes` and `processor_minutes`: what
+        the seeds took of one core, which is the same on a busy machine, where `minutes` are longer.
     """
     claim = load_claim(path)
     count = claim.seeds if seeds is None else seeds
@@ -150,22 +151,27 @@ def run_claim(
     start = time.perf_counter()
     with worker_pool(min(processes, count)) as pool:
         futures = [pool.submit(_run_seed, str(path), seed) for seed in range(count)]
-        values = []
+        values, seconds = [], 0.0
         for number, future in enumerate(futures, start=1):
-            values.append(future.result())
+            found, taken = future.result()
+            values.append(found)
+            seconds += taken
             if on_seed is not None:
                 on_seed(number, count)
     return {
         **claim.judge(values),
         "minutes": round((time.perf_counter() - start) / 60, 2),
+        "processor_minutes": round(seconds / 60, 2),
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
         "commit": _commit(path.parent),
     }
 
 
-def _run_seed(path: str, seed: int) -> dict[str, float]:
-    return {name: float(value) for name, value in load_claim(Path(path)).run(seed).items()}
+def _run_seed(path: str, seed: int) -> tuple[dict[str, float], float]:
+    start = time.process_time()
+    values = {name: float(value) for name, value in load_claim(Path(path)).run(seed).items()}
+    return values, time.process_time() - start
 
 
 def versions() -> dict[str, str]:
