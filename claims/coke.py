@@ -34,13 +34,10 @@ def run(seed: int) -> dict[str, float]:
     def arm(name: str, method: CoKe) -> None:
         bench = PretrainingBench.of(recipe, dataset, splits, seed=seed, budget=budget)
         judge(name, bench.train(bench.fresh_model(), 1.0, objective=method))
+        assert method.kmeans is not None
         rows = method.labels.entries()[1].long()
-        sizes = torch.cat(
-            [
-                rows[:, place].bincount(minlength=len(kmeans.centers))  # type: ignore[arg-type]
-                for place, kmeans in enumerate(method.clusterings)
-            ]
-        )
+        columns = zip(rows.T, method.kmeans.sizes)
+        sizes = torch.cat([column.bincount(minlength=clusters) for column, clusters in columns])
         found[f"{name}/empty"] = float((sizes == 0).double().mean())
         found[f"{name}/largest"] = float(sizes.max()) / len(rows)
 
