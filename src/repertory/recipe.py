@@ -128,6 +128,8 @@ class Recipe:
         accumulate: micro-batches that a batch is split into.
         clip_norm: largest gradient norm, or None.
         augment: "none", "shift" or "flip-shift" (images only).
+        views: what changed versions of the inputs are made of, for methods that ask for them: "plain" moves and noise,
+            or "photo" (crops, colours, blur; grey and colour images only).
         teacher: gives a trained network to methods that learn from one, in the scenario distillation; None where there
             is none. The same for all methods of a comparison.
         train_share: share of the budget spent on ordinary training; the rest is for `curation` and `after`. What
@@ -149,6 +151,7 @@ class Recipe:
     accumulate: int = 1
     clip_norm: float | None = None
     augment: str = "none"
+    views: str = "plain"
     sampler: Part | None = None
     objective: Part | None = None
     teacher: Part | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -172,13 +173,31 @@ def test_a_class_that_memory_does_not_know_counts_nothing(k: int | None) -> None
     labels = labels.clone()
     labels[0] = CLASSES
     loss = look_loss(features, labels, memory, memory_labels, k=k)
-    loss.sum().backward()
-    assert features.grad is not None
+    (gradient,) = torch.autograd.grad(loss.sum(), features)
+    others = look_loss(features[1:], labels[1:], memory, memory_labels, k=k)
     assert loss[0] == 0
-    assert not features.grad[0].any()
-    assert features.grad[1:].isfinite().all()
+    assert not gradient[0].any()
+    torch.testing.assert_close(gradient[1:], torch.autograd.grad(others.sum(), features)[0][1:])
     empty = look_loss(features, labels, memory, torch.full_like(memory_labels, -1), k=k)
     assert not empty.any()
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.03])
+def test_the_smallest_vote_keeps_value_and_gradient(temperature: float) -> None:
+    # The first row's own class is on the other side: at 0.01 its share of the vote is less than float32 can hold.
+    rows = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    memory = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    labels, memory_labels = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1, 1])
+
+    def value_and_gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = rows.to(dtype).requires_grad_(), memory.to(dtype).requires_grad_()
+        values = look_loss(inputs[0], labels, inputs[1], memory_labels, temperature=temperature)
+        return values.detach(), *torch.autograd.grad(values.sum(), inputs)
+
+    wide = value_and_gradients(torch.float64)
+    assert wide[0][0] > 2 / temperature - 1e-3
+    for found, wanted in zip(value_and_gradients(torch.float32), wide):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 3, None])
@@ -191,18 +210,21 @@ def test_gradients_are_those_of_finite_differences(k: int | None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_finite_at_low_temperature(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("k", [3, None])
+def test_half_precision_at_low_temperature_is_near_float64(dtype: torch.dtype, k: int | None, as_float64: Any) -> None:
     features, labels, memory, memory_labels = data()
-    rows = (3e4 * features / features.abs().max()).to(dtype)
+    rows = (100 * features / features.abs().max()).to(dtype)
     rows[0] = 0
-    rows.requires_grad_()
-    for k in (3, None):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = look_loss(rows, labels, memory.to(dtype), memory_labels, k=k, temperature=0.01)
-        assert loss.dtype == torch.float32
-        (gradient,) = torch.autograd.grad(loss.sum(), rows)
-        assert loss.isfinite().all()
-        assert gradient.isfinite().all()
+    memory = memory.to(dtype)
+    gradient, _ = as_float64(
+        lambda near, keys: look_loss(near, labels, keys, memory_labels, k=k, temperature=0.01), rows, memory
+    )
+    assert not gradient[0].any()
+    # The square of a length overflows float16; a loss of cosines does not see it.
+    near, far = (
+        look_loss(scale * rows, labels, memory, memory_labels, k=k, temperature=0.01) for scale in (1.0, 256.0)
+    )
+    torch.testing.assert_close(far, near)
 
 
 def test_accuracy_is_that_of_scikit_learns_classifier_leaving_one_out() -> None:

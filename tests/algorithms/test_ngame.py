@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -305,15 +306,12 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_finite_at_small_temperatures(dtype: torch.dtype) -> None:
-    embedding = (1e4 * draw(8, 4)).to(dtype).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = NGAMELoss(temperature=1e-3)(embedding, torch.arange(8) % 3)
-    loss.backward()
-    assert embedding.grad is not None
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert embedding.grad.isfinite().all()
+def test_half_precision_at_small_temperatures_is_near_float64(dtype: torch.dtype, as_float64: Any) -> None:
+    embedding, target = draw(8, 4).to(dtype), torch.arange(8) % 3
+    loss = NGAMELoss(temperature=1e-3)
+    as_float64(lambda rows: loss(rows, target), embedding)
+    # The square of a length overflows float16; a loss of cosines does not see it.
+    torch.testing.assert_close(loss(8192 * embedding, target), loss(embedding, target))
 
 
 def test_length_of_embeddings_does_not_matter_and_zero_vectors_are_allowed() -> None:

@@ -181,17 +181,25 @@ def test_examples_that_the_training_loader_left_out_are_not_held() -> None:
 
 
 def test_a_criterion_of_one_number_a_batch_works_too() -> None:
-    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
-    step = step_of(RCAL(), criterion=weighted)
-    assert step(batch()).isfinite()
+    class Mean(nn.Module):
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return functional.cross_entropy(output, target)
+
+    each, whole = (step_of(RCAL(), network(), criterion=criterion) for criterion in (nn.CrossEntropyLoss(), Mean()))
+    for _ in range(3):
+        torch.testing.assert_close(whole(batch()), each(batch()))
+    torch.testing.assert_close(whole.run.model.state_dict(), each.run.model.state_dict())
 
 
 def test_works_inside_sam_and_shows_other_methods_the_output_of_plain_inputs() -> None:
+    evaluations = []
+
     class Witness(Method):
         slug = "witness"
 
         def loss(self, state: Any, inner: Any) -> Tensor:
             values = inner(state)
+            evaluations.append(state.evaluation)
             if state.evaluation == 0:
                 torch.testing.assert_close(state.output, state.run.model(state.batch["input"]))
             assert values.shape == (6,)
@@ -202,7 +210,10 @@ def test_works_inside_sam_and_shows_other_methods_the_output_of_plain_inputs() -
         model, torch.optim.SGD(model.parameters(), 0.1), nn.CrossEntropyLoss(), [Witness(), SAM(), RCAL()],
         classes=3, training=[everything()],
     )  # fmt: skip
-    assert step(batch()).isfinite()
+    plain = step_of(RCAL(), network())
+    # The loss returned is the one before SAM moves the weights.
+    torch.testing.assert_close(step(batch()), plain(batch()))
+    assert evaluations == [0, 1]
 
 
 def test_micro_batches_make_the_update_of_one_batch() -> None:

@@ -91,6 +91,7 @@ DATA = [
     ("--data iris --epochs few", "Invalid value for '--epochs': .*; see 'repertory .* --help'"),
     ("--data iris --lr=-1", "lr=-1.0 is not allowed: lr must be a number, above 0"),
     ("--data iris --augment shift", "augment='shift' needs images, but the data are a table"),
+    ("--data iris --views photo", "views='photo' needs images, but the data are a table; leave it out"),
     ("--data iris --precision half", "precision='half' is not allowed"),
     ("--data iris --device abacus", "--device 'abacus' is not there; use auto, or what this machine has: cpu"),
     ("--data iris --seed=-1", "seed=-1 is not allowed: seed must be a whole number, at least 0"),

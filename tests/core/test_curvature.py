@@ -79,9 +79,16 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 def test_attention_has_second_derivatives() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
-    curvature = Curvature(layer, nn.MSELoss(), torch.randn(2, 3, 8), torch.zeros(2, 3, 8))
-    assert torch.isfinite(curvature(torch.ones(curvature.size))).all()
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True).double()
+    inputs, targets = torch.randn(2, 3, 8, dtype=torch.float64), torch.zeros(2, 3, 8, dtype=torch.float64)
+    direction = torch.randn(sum(p.numel() for p in layer.parameters()), dtype=torch.float64)
+    found = Curvature(layer, nn.MSELoss(), inputs, targets)(direction)
+    start, gradients = nn.utils.parameters_to_vector(layer.parameters()).detach(), []
+    for shift in (1e-5, -1e-5):
+        nn.utils.vector_to_parameters(start + shift * direction, layer.parameters())
+        gradients.append(Curvature(layer, nn.MSELoss(), inputs, targets).gradient)
+    torch.testing.assert_close(found, (gradients[0] - gradients[1]) / 2e-5, rtol=1e-5, atol=1e-7)
 
 
 def test_lanczos_with_all_steps_gives_all_eigenvalues() -> None:

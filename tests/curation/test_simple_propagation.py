@@ -237,7 +237,7 @@ def test_contrast_of_no_pair_is_nothing_and_zero_vectors_do_no_harm() -> None:
     assert float(loss.detach()) == pytest.approx(math.log(2))
     loss.backward()
     assert zeros.grad is not None
-    assert zeros.grad.isfinite().all()
+    assert not zeros.grad.any()
 
 
 def test_contrast_has_the_right_gradient_and_half_precision_is_computed_wider() -> None:

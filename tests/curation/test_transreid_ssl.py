@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from repertory import Part, Recipe, Step
+from repertory import Part, Recipe
+from repertory.algorithms import SimCLR
 from repertory.core.randomness import seeded
 from repertory.curation import CFS
-from repertory.curation.transreid_ssl import TwoViews, cfs_scores, dataset_gap, edit, forgetting, select
+from repertory.curation.transreid_ssl import cfs_scores, dataset_gap, edit, forgetting, select
 from repertory.errors import DataError, OptionError
 from repertory.testing.subject import Subject
 from repertory.testing.tiny import EXAMPLES
@@ -91,41 +92,6 @@ def test_embeddings_that_do_not_match_are_refused() -> None:
         cfs_scores(nn.Identity(), nn.Identity(), [])
 
 
-def small() -> nn.Sequential:
-    with seeded(0, "small"):
-        return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-
-
-def test_objective_tells_two_views_from_all_other_views_of_the_batch() -> None:
-    model, method = small(), TwoViews(temperature=0.5, dim=4)
-    step = Step(model, torch.optim.SGD(model[:2].parameters(), 0.0), nn.CrossEntropyLoss(), methods=[method])
-    assert method.projection is not None
-    method.projection.double()
-    views = [draw(4, 6), draw(4, 6, seed=1)]
-    loss = step({"input": views[0], "views": views})
-    unit = functional.normalize(method.projection(model[:2](torch.cat(views))), dim=1)
-    logits = (unit @ unit.T / 0.5).fill_diagonal_(-torch.inf)
-    torch.testing.assert_close(loss, functional.cross_entropy(logits, (torch.arange(8) + 4) % 8).detach())
-    assert (step.run.counts.forward, step.run.counts.backward) == (8, 8)
-
-
-def test_objective_leaves_the_last_layer_and_the_criterion_alone_and_goes_on_with_its_projection() -> None:
-    model, method = small().float(), TwoViews()
-    criterion = nn.CrossEntropyLoss()
-    last = model[2].weight.clone()
-    views = [draw(4, 6).float(), draw(4, 6, seed=1).float()]
-    first = model[0].weight.clone()
-    for _ in range(2):
-        held = None if method.projection is None else method.projection[0].weight.clone()
-        step = Step(model, lambda groups: torch.optim.AdamW(groups, 0.1), criterion, methods=[method])
-        assert method.projection is not None
-        assert held is None or torch.equal(method.projection[0].weight, held)
-        step({"input": views[0], "views": views})
-    assert torch.equal(model[2].weight, last)
-    assert not any(p.requires_grad for p in model[2].parameters())
-    assert not torch.equal(model[0].weight, first)
-
-
 def bench(unlabelled: bool = False, **options: Any) -> Any:
     subject = Subject.of("transreid-ssl")
     made = tiny_bench(subject, edit(subject.baseline, **options))
@@ -137,10 +103,11 @@ def bench(unlabelled: bool = False, **options: Any) -> Any:
 
 @pytest.mark.parametrize("unlabelled", [False, True])
 def test_two_trainings_without_labels_come_first_and_are_counted(unlabelled: bool) -> None:
-    made, seen = bench(unlabelled), []
+    made, seen, objectives = bench(unlabelled), [], []
     train = made.train
 
     def noted(model: Any, share: float, **more: Any) -> Any:
+        objectives.append(more["objective"])
         seen.append((round(share, 3), more.get("part", "train"), more.get("lr_scale", 1.0)))
         return train(model, share, **more)
 
@@ -148,6 +115,10 @@ def test_two_trainings_without_labels_come_first_and_are_counted(unlabelled: boo
     rows = CFS(share=0.5, adaptation=0.5).choose(made)
     assert seen == [(0.25, "train", 1.0), (0.25, "unlabelled" if unlabelled else "validation", 0.1)]
     assert len(rows) == EXAMPLES // 2
+    # One objective, which goes on with its projection.
+    assert isinstance(objectives[0], SimCLR)
+    assert (objectives[0].temperature, objectives[0].dim) == (0.2, 64)
+    assert objectives[1] is objectives[0]
     # 8 steps in all; 2 each of 6 examples in two views, then two passes over 12 examples.
     assert made.counts.steps == 4
     assert made.counts.backward == 4 * 6 * 2

@@ -31,7 +31,8 @@ def test_built_in_data_has_its_known_size(name: str, examples: int, shape: tuple
 
 
 def test_every_built_in_name_is_listed() -> None:
-    assert BUILTIN == ("digits", "mnist1d", "breast-cancer", "wine", "iris", "diabetes", "pydoc", "shapes")
+    tables = ("breast-cancer", "wine", "iris", "diabetes")
+    assert ("digits", "mnist1d", *tables, "pydoc", "shapes", "motif-graphs") == BUILTIN
 
 
 def test_digits_use_the_range_of_a_byte() -> None:

@@ -43,6 +43,35 @@ def test_noise_changes_exactly_the_asked_share_of_training_labels(rate: str) -> 
     assert changed == round(float(rate) * len(splits.train))
 
 
+@pytest.mark.parametrize("rate", ["0.4", "pair0.3", "frequent0.2", "instance0.25"])
+def test_validation_labels_are_clean_unless_noise_is_asked_for_there_too(rate: str) -> None:
+    clean, noisy, both = (
+        make(**options).prepare(0) for options in ({}, {"noise": "0.4"}, {"noise": "0.4", "validation_noise": rate})
+    )
+    assert torch.equal(noisy.validation.targets, clean.validation.targets)
+    wrong = both.validation.targets != clean.validation.targets
+    share = float(rate.lstrip("abcdefghijklmnopqrstuvwxyz"))
+    assert int(wrong.sum()) == round(share * len(wrong)) > 0
+    assert set(both.validation.targets.tolist()) <= set(clean.train.targets.tolist())
+    for part in ("train", "test"):
+        assert torch.equal(getattr(both, part).targets, getattr(noisy, part).targets)
+    assert torch.equal(both.validation.inputs, clean.validation.inputs)
+
+
+def test_noise_by_the_input_takes_the_same_classes_for_each_other_in_both_parts() -> None:
+    splits = make((400, 400, 400), noise="instance0.5", validation_noise="instance0.5").prepare(0)
+    clean = make((400, 400, 400)).prepare(0)
+    moves = []
+    for part in ("train", "validation"):
+        given, true = getattr(splits, part).targets, getattr(clean, part).targets
+        rows = given != true
+        moved = torch.zeros(3, 3, dtype=torch.float64).index_put_(
+            (true[rows], given[rows]), torch.ones(()).double(), True
+        )
+        moves.append(moved / moved.sum())
+    assert (moves[0] - moves[1]).abs().max() < 0.1
+
+
 def test_noise_touches_nothing_but_training_labels() -> None:
     clean, noisy = make().prepare(0), make(noise="0.4").prepare(0)
     assert noisy.indices == clean.indices
@@ -172,6 +201,7 @@ def test_shift_changes_the_test_images_alone() -> None:
     [
         ({"noise": "1"}, "noise=1 is not a share of at least 0 and below 1"),
         ({"noise": "-0.1"}, "noise=-0.1"),
+        ({"validation_noise": "half"}, "validation_noise=half is not a share"),
         ({"noise": "lots"}, "noise=lots"),
         ({"noise": "nan"}, "noise=nan"),
         ({"imbalance": "0.5"}, "imbalance=0.5 is not a finite ratio of at least 1"),
@@ -193,7 +223,7 @@ def test_more_labels_than_training_examples_is_an_error() -> None:
         make(labels="451").prepare(0)
 
 
-@pytest.mark.parametrize("option", ["noise=0.2", "imbalance=10"])
+@pytest.mark.parametrize("option", ["noise=0.2", "validation_noise=0.2", "imbalance=10"])
 def test_corruptions_of_classes_do_not_apply_to_regression(option: str) -> None:
     with pytest.raises(OptionError, match=f"{option} needs classes"):
         load(f"diabetes?{option}")

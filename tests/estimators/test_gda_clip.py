@@ -341,7 +341,13 @@ def test_class_without_examples_keeps_its_text_as_mean() -> None:
     start = np.vstack([texts(2), -unit(np.ones((1, 5)))])
     found = fit_unlabelled(features, start, iterations=2, text_scale=1e4)
     np.testing.assert_allclose(found.means[2], start[2])
-    assert np.isfinite(linear_rule(found)[1]).all()
+    # The two others are as if it were not there, and nothing is taken for it.
+    alone = fit_unlabelled(features, start[:2], iterations=2, text_scale=1e4)
+    np.testing.assert_allclose(found.means[:2], alone.means)
+    np.testing.assert_allclose(linear_rule(found)[1][:2], linear_rule(alone)[1])
+    coef, intercept = linear_rule(found)
+    assert intercept[2] == pytest.approx(np.log(found.prior[2]) - 0.5 * start[2] @ found.precision @ start[2])
+    assert (features @ coef.T + intercept).argmax(1).max() < 2
 
 
 class Bench:

@@ -171,9 +171,13 @@ def test_limit_is_the_deep_kernel_over_the_power_of_the_slope() -> None:
 
 
 def test_deep_and_steep_kernels_do_not_underflow() -> None:
-    found = log_kernel(INNER[1:], dual_of("optimal", 300), 100)
-    assert found.isfinite().all()
+    dual = dual_of("optimal", 300)
+    found, twice = (log_kernel(INNER[1:], dual, depth) for depth in (100, 101))
     assert float(found[0]) < -9000
+    # Near zero the recursion is a straight line: each further layer multiplies by its slope there.
+    slope = float(dual.slope(torch.zeros((), dtype=F64)))
+    assert float(twice[0] - found[0]) == pytest.approx(math.log(slope), rel=1e-9)
+    assert (found[1:] > found[:-1]).all()
 
 
 def test_tangent_kernel_is_the_recursion_over_its_value_at_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,17 +69,15 @@ def test_a_batch_without_pairs_of_a_kind_has_no_sum_over_them() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_and_zero_vectors_stay_finite(dtype: torch.dtype) -> None:
-    embedding = (batch()[0] * 3e4).to(dtype)
+def test_half_precision_is_near_float64_and_zero_vectors_get_no_gradient(dtype: torch.dtype, as_float64: Any) -> None:
+    embedding, target = batch()
+    embedding = embedding.to(dtype)
     embedding[0] = 0
-    embedding.requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = BinomialDevianceLoss(alpha=50.0)(embedding, batch()[1])
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert embedding.grad is not None
-    assert loss.isfinite()
-    assert embedding.grad.isfinite().all()
+    loss = BinomialDevianceLoss(alpha=50.0)
+    (gradient,) = as_float64(lambda rows: loss(rows, target), embedding)
+    assert not gradient[0].any()
+    # The square of a length overflows float16; a loss of cosines does not see it.
+    torch.testing.assert_close(loss(8192 * embedding, target), loss(embedding, target))
 
 
 @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"beta": 2.0}, {"negative_cost": -1.0}, {"reduction": "max"}])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from repertory import Part, Step
@@ -116,20 +117,24 @@ def test_there_is_no_margin_in_evaluation_and_predictions_have_the_trained_scale
     assert torch.equal(again.logits(embedding), made.logits(embedding))
 
 
-def test_reductions_agree_and_half_precision_stays_finite_where_everything_is_easy() -> None:
-    made, embedding = from_cosines(0.99 * torch.eye(4, dtype=torch.float64))
+def test_reductions_agree() -> None:
     target = torch.arange(4)
     values = {how: from_cosines(torch.eye(4).double() * 0.6, reduction=how) for how in ("none", "mean", "sum")}
     none, mean, total = (values[how][0](values[how][1], target) for how in ("none", "mean", "sum"))
     torch.testing.assert_close(none.mean(), mean)
     torch.testing.assert_close(none.sum(), total)
-    for dtype in (torch.float16, torch.bfloat16):
-        leaf = embedding.to(dtype).requires_grad_()
-        loss = made.to(dtype)(leaf, target)
-        loss.backward()
-        assert loss.dtype == torch.float32
-        assert leaf.grad is not None
-        assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cosine", [0.6, 0.99])
+def test_half_precision_is_near_float64(cosine: float, dtype: torch.dtype, as_float64: Any) -> None:
+    made, embedding = from_cosines(cosine * torch.eye(4, dtype=torch.float64))
+    directions = made.directions.detach().to(dtype)
+    as_float64(
+        lambda rows, axes: functional_call(made, {"directions": axes}, (rows, torch.arange(4))),
+        embedding.to(dtype),
+        directions,
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,9 @@ def test_gem_is_between_the_average_and_the_maximum() -> None:
     torch.testing.assert_close(GeM(p=200.0)(maps.double()), maps.double().amax((2, 3), keepdim=True), rtol=0.02, atol=0)
     cubes = positive.pow(3).mean((2, 3), keepdim=True) ** (1 / 3)
     torch.testing.assert_close(GeM()(maps), cubes)
-    assert GeM()((100 * maps).half()).isfinite().all()
+    # Cubes of hundreds overflow float16.
+    half = (100 * maps).half()
+    torch.testing.assert_close(GeM()(half).double(), GeM()(half.double()), rtol=1e-3, atol=1e-3)
     learnt = GeM(p=2.0, learn=True).double()
     leaf = maps.double().abs().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: learnt(x), leaf)

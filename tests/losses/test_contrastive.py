@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -60,16 +61,16 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_finite_at_low_temperature_and_for_zero_vectors(dtype: torch.dtype) -> None:
+def test_half_precision_at_low_temperature_is_near_float64_and_zero_vectors_get_no_gradient(
+    dtype: torch.dtype, as_float64: Any
+) -> None:
     embedding, target = batch()
     embedding[0] = 0
-    half = (100 * embedding).to(dtype).requires_grad_()
-    loss = ContrastiveLoss(0.01)(half, target)
-    loss.backward()
-    assert half.grad is not None
-    exact = ContrastiveLoss(0.01)(half.detach().double(), target)
-    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=1e-4)
-    assert bool(half.grad.isfinite().all())
+    half, loss = embedding.to(dtype), ContrastiveLoss(0.01)
+    (gradient,) = as_float64(lambda rows: loss(rows, target), half, rtol=1e-4)
+    assert not gradient[0].any()
+    # The square of a length overflows float16; a loss of cosines does not see it.
+    torch.testing.assert_close(loss(8192 * half, target), loss(half, target))
 
 
 def test_bad_input_is_refused() -> None:

@@ -124,25 +124,25 @@ def test_gradients_are_those_of_finite_differences(extended: bool, ids: Tensor) 
     assert torch.autograd.gradcheck(lambda e: made(e[:, 0], ids), (embedding.detach().requires_grad_(),))
 
 
-def test_a_missing_negative_and_a_zero_query_have_finite_gradients() -> None:
+def test_a_missing_negative_and_a_zero_query_get_no_gradient_and_the_others_theirs() -> None:
     embedding = batch()
     embedding[0, 2] = embedding[1, 0] = 0
+    zero = torch.zeros(PAIRS, 2 + NEGATIVES, 1, dtype=torch.bool)
+    zero[0, 2] = zero[1, 0] = True
     embedding.requires_grad_()
-    InfoNCELoss(temperature=0.01)(embedding, IDS).backward()
-    assert embedding.grad is not None
-    assert embedding.grad.isfinite().all()
-    assert not embedding.grad[0, 2].any()
+    loss = InfoNCELoss(temperature=0.1)
+    (gradient,) = torch.autograd.grad(loss(embedding, IDS), embedding)
+    assert not gradient[0, 2].any()
+    assert not gradient[1, 0].any()
+    assert torch.autograd.gradcheck(lambda rows: loss(rows.masked_fill(zero, 0), IDS), embedding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32_and_finite_at_a_low_temperature(dtype: torch.dtype) -> None:
-    embedding = (batch() * 1e4).to(dtype).requires_grad_()
-    loss = InfoNCELoss(temperature=0.01)(embedding, IDS)
-    loss.backward()
-    assert embedding.grad is not None
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert embedding.grad.isfinite().all()
+def test_half_precision_at_a_low_temperature_is_near_float64(dtype: torch.dtype, as_float64: Any) -> None:
+    loss, embedding = InfoNCELoss(temperature=0.01), batch().to(dtype)
+    as_float64(lambda rows: loss(rows, IDS), embedding)
+    # The square of a length overflows float16; a loss of cosines does not see it.
+    torch.testing.assert_close(loss(8192 * embedding, IDS), loss(embedding, IDS))
 
 
 def test_autocast_does_not_change_the_loss() -> None:

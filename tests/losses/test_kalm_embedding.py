@@ -118,13 +118,13 @@ def test_gradients_are_those_of_finite_differences(gamma: float) -> None:
     assert torch.autograd.gradcheck(lambda e: made(e[:, 0], IDS // 2), (batch().requires_grad_(),))
 
 
-def test_a_query_that_is_quite_sure_has_a_finite_gradient() -> None:
+def test_a_query_that_is_quite_sure_has_no_loss_and_no_gradient() -> None:
     pairs = torch.eye(3).unsqueeze(1).repeat(1, 2, 1).requires_grad_()
     loss = FocalInfoNCE(temperature=0.001)(pairs, torch.arange(3))
     loss.backward()
     assert pairs.grad is not None
     assert loss.item() == 0
-    assert pairs.grad.isfinite().all()
+    assert not pairs.grad.any()
 
 
 def test_mixtures_have_length_one_and_lie_between_the_two_they_are_made_of() -> None:
@@ -235,14 +235,12 @@ def test_each_use_draws_anew_and_a_saved_loss_goes_on_as_it_would_have() -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_finite_at_a_low_temperature(dtype: torch.dtype) -> None:
-    embedding = (batch() * 1e4).to(dtype).requires_grad_()
-    loss = FocalInfoNCE(temperature=0.01)(embedding, IDS)
-    loss.backward()
-    assert embedding.grad is not None
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert embedding.grad.isfinite().all()
+def test_half_precision_at_a_low_temperature_is_near_float64(dtype: torch.dtype, as_float64: Any) -> None:
+    # Without the mixtures that are drawn.
+    loss, embedding = FocalInfoNCE(temperature=0.01, mixed_pairs=0), batch().to(dtype)
+    as_float64(lambda rows: loss(rows, IDS), embedding)
+    # The square of a length overflows float16; a loss of cosines does not see it.
+    torch.testing.assert_close(loss(8192 * embedding, IDS), loss(embedding, IDS))
 
 
 @pytest.mark.parametrize(

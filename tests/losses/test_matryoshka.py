@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from repertory import Part, Recipe
@@ -219,18 +220,31 @@ def test_logits_are_those_of_the_largest_size_wherever_it_stands() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_finite_at_small_temperatures(dtype: torch.dtype) -> None:
+def test_half_precision_at_small_temperatures_is_near_float64(dtype: torch.dtype, as_float64: Any) -> None:
     embedding, target = batch()
-    for made in (
-        MatryoshkaLoss(lambda size: NormalisedSoftmaxLoss(CLASSES, dim=size, temperature=0.01), SIZES),
-        MRLLoss(CLASSES, SIZES, efficient=True),
-    ):
-        leaf = (embedding * 1e3).to(dtype).requires_grad_()
-        loss = made.to(dtype)(leaf, target)
-        loss.backward()
-        assert loss.dtype == torch.float32
-        assert leaf.grad is not None
-        assert leaf.grad.isfinite().all()
+    made = MatryoshkaLoss(lambda size: NormalisedSoftmaxLoss(CLASSES, dim=size, temperature=0.01), SIZES[1:])
+    names, values = zip(*made.named_parameters())
+    drawn = [torch.randn(p.shape, generator=torch.Generator().manual_seed(7)).to(dtype) for p in values]
+
+    def loss(rows: Tensor, *weights: Tensor) -> Tensor:
+        return functional_call(made, dict(zip(names, weights)), (rows, target))
+
+    as_float64(loss, embedding.to(dtype), *drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("efficient", [False, True])
+def test_classifiers_under_autocast_are_near_float64(dtype: torch.dtype, efficient: bool, as_float64: Any) -> None:
+    embedding, target = batch()
+    made = MRLLoss(CLASSES, SIZES, efficient=efficient)
+    names, values = zip(*made.named_parameters())
+    drawn = [torch.randn(p.shape, generator=torch.Generator().manual_seed(7)).to(dtype) for p in values]
+
+    def loss(rows: Tensor, *weights: Tensor) -> Tensor:
+        return functional_call(made, dict(zip(names, weights)), (rows, target))
+
+    # Products in bfloat16, as those of a linear layer.
+    as_float64(loss, embedding.to(dtype), *drawn, rtol=0.02)
 
 
 def test_heads_are_the_same_under_autocast_up_to_its_precision() -> None:

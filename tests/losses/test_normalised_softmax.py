@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.func import functional_call
 
 from repertory.errors import OptionError
 from repertory.losses import NormalisedSoftmaxLoss
@@ -40,18 +43,17 @@ def test_reductions_agree() -> None:
     torch.testing.assert_close(loss(embedding, target), values.mean())
 
 
-def test_half_precision_stays_finite_at_low_temperature() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_at_low_temperature_is_near_float64(dtype: torch.dtype, as_float64: Any) -> None:
     loss, embedding, target = made(temperature=0.01)
-    half = (1e4 * embedding).half().requires_grad_()
-    loss.half()
-    value = loss(half, target)
-    value.backward()
-    assert value.dtype == torch.float32
-    # The same rounded numbers, computed in double precision.
-    exact = loss.double()(half.detach().double(), target)
-    torch.testing.assert_close(value.double(), exact, rtol=1e-3, atol=1e-3)
-    assert half.grad is not None
-    assert bool(half.grad.isfinite().all())
+    half = embedding.to(dtype)
+    as_float64(
+        lambda rows, weight: functional_call(loss, {"weight_of_classes": weight}, (rows, target)),
+        half,
+        loss.weight_of_classes.detach().to(dtype),
+    )
+    # The square of a length overflows float16; a loss of cosines does not see it.
+    torch.testing.assert_close(loss(8192 * half, target), loss(half, target))
 
 
 def test_embeddings_of_another_size_are_refused() -> None:

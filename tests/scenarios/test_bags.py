@@ -7,40 +7,31 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from witness import BatchWitness
 
 import repertory
-from repertory import Method, datasets
+from repertory import datasets
 from repertory.core.randomness import seeded
 from repertory.datasets import Dataset, Examples, Normaliser
 from repertory.errors import DataError, OptionError
 from repertory.layers.attention_pooling import AttentionClassifier
 from repertory.recipe import Part, Recipe
 from repertory.scenarios import bags
-from repertory.scenarios.bag_metrics import best_threshold, judged, pooled, scores_of
+from repertory.scenarios.bag_metrics import best_threshold, judged, scores_of
 from repertory.scenarios.choices import check_arm
 from repertory.scenarios.fit import fit
 from repertory.scenarios.methods import arm
 from repertory.scenarios.registry import Outcome, suitable
 from repertory.training import BatchLoader
+from repertory.training.bag_predictions import pooled
 from repertory.training.budget import Budget
 
 
-class Witness(Method):
-    """Notes the batches of the last run."""
+class Witness(BatchWitness):
+    """Asks for the bag of each instance."""
 
-    slug = "witness"
     needs = frozenset({"group"})
-    last: Witness
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batches: list[dict[str, Any]] = []
-        Witness.last = self
-
-    def step(self, state: Any, inner: Any) -> Tensor:
-        self.batches.append(state.batch)
-        return inner(state)
 
 
 @pytest.fixture(scope="module")
@@ -180,5 +171,5 @@ def test_a_loader_takes_groups_along_and_leaves_them_out_without() -> None:
 def test_fit_saves_a_model_of_instances_that_predicts(tmp_path: Path) -> None:
     saved = fit("attention-mil:width=4", data="iris?bags=5&ratio=0.4", out=tmp_path / "model", epochs=1)
     assert saved.classes == ("without virginica", "with virginica")
-    found = repertory.load(tmp_path / "model").predict(torch.randn(3, 4))
+    found = repertory.load(tmp_path / "model").predict(torch.randn(3, 4), instances=True)
     assert found.outputs.shape == (3, 2)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from repertory.compare.plan import make_plan
+from repertory.datasets import Dataset, Encoder
 from repertory.errors import UserError
 from repertory.models.sources import model_part
 from repertory.recipe import Part
@@ -87,11 +91,52 @@ def test_choices_reach_the_recipe() -> None:
         ("batch_size", 0, "batch_size=0 is not allowed"),
         ("augment", "shft", "augment='shft' is not allowed.*did you mean shift"),
         ("augment", "shift", "augment='shift' needs images, but the data are a table; leave it out"),
+        ("views", "foto", "views='foto' is not allowed.*did you mean photo"),
+        ("views", "photo", "views='photo' needs images, but the data are a table; leave it out"),
     ],
 )
 def test_a_choice_out_of_range_is_refused(option: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         chosen_recipe(Source("iris").load(), **{option: value})
+
+
+def photos(spec: str, side: int = 48, channels: int = 3) -> Dataset:
+    return dataclasses.replace(
+        Source("digits").load(),
+        spec=spec,
+        inputs=torch.zeros(1797, channels, side, side + 2, dtype=torch.uint8),
+        encoder=Encoder("image", (channels, side, side + 2)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "views"),
+    [
+        (photos("./photos?labels=40"), "photo"),
+        (photos("mypkg:photos"), "photo"),
+        (photos("./photos", side=47), "plain"),
+        (photos("./photos", channels=1), "plain"),
+        (photos("digits?noise=0.2"), "plain"),
+    ],
+    ids=["folder", "function", "small", "grey", "built-in"],
+)
+def test_views_are_those_of_photos_for_own_colour_images_that_are_large_enough(dataset: Dataset, views: str) -> None:
+    assert chosen_recipe(dataset)[0].views == views
+    for asked in ("plain", "photo"):
+        assert chosen_recipe(dataset, views=asked)[0].views == asked
+
+
+def test_views_of_photos_need_grey_or_colour_images() -> None:
+    with pytest.raises(UserError, match=r"needs images of 1 or 3 channels, but those of digits have 4; leave it out"):
+        chosen_recipe(photos("./photos", channels=4), views="photo")
+    with pytest.raises(UserError, match="views='photo' needs images, but the data are a sequence"):
+        chosen_recipe(Source("mnist1d").load(), views="photo")
+
+
+def test_every_row_of_a_comparison_has_the_same_views() -> None:
+    plan = make_plan(["simclr", "coke"], Source("digits"), scenario="self_supervised", views="photo")
+    assert [arm.recipe.views for arm in plan.arms] == ["photo"] * 3
+    assert plan.settings["views"] == "photo"
 
 
 def test_data_that_changed_on_disk_are_read_anew(tmp_path: Path) -> None:

@@ -82,6 +82,12 @@ def test_pretraining_sees_all_inputs_and_no_label(digits: Dataset) -> None:
     assert all(len(batch["views"]) == 2 for batch in batches)
 
 
+def test_views_are_of_the_kind_that_the_recipe_names(digits: Dataset) -> None:
+    learnt(digits, recipe_of(digits, objective=Part(f"{__name__}:Witness"), views="photo"), 2)
+    for batch in Witness.last.batches:
+        assert [len(drawn["crop"]) for drawn in batch["view_parameters"]] == [len(batch["input"])] * 2
+
+
 def test_only_the_labels_that_are_left_reach_the_probe(digits: Dataset) -> None:
     few, many = (learnt(self_supervised.view(data), recipe_of(data), 1) for data in (digits, datasets.load("digits")))
     assert few.metrics["test"]["probe_accuracy"] < many.metrics["test"]["probe_accuracy"] - 0.05

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from witness import BatchWitness
 
-from repertory import Method, datasets
+from repertory import datasets
 from repertory.datasets import Dataset
 from repertory.errors import DataError, OptionError, UserError
 from repertory.recipe import Part, Recipe
@@ -19,22 +19,11 @@ from repertory.scenarios.registry import Outcome, suitable
 from repertory.training.budget import Budget
 
 
-class Witness(Method):
-    """Notes the batches of the last run, and asks for views and five unlabelled examples a labelled one."""
+class Witness(BatchWitness):
+    """Asks for views and five unlabelled examples a labelled one."""
 
-    slug = "witness"
     needs = frozenset({"stream:unlabelled", "views:weak-strong"})
     stream_sizes = {"unlabelled": 5}
-    last: Witness
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batches: list[dict[str, Any]] = []
-        Witness.last = self
-
-    def step(self, state: Any, inner: Any) -> Tensor:
-        self.batches.append(state.batch)
-        return inner(state)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +87,16 @@ def test_a_method_gets_weak_and_strong_views_as_many_as_it_asks_for(digits: Data
         assert not (strong == weak).flatten(1).all(1).all()
         assert stream["target"].unique().tolist() == [-1]
     assert not torch.equal(batches[0]["unlabelled"]["index"], batches[1]["unlabelled"]["index"])
+
+
+def test_views_are_of_the_kind_that_the_recipe_names(digits: Dataset) -> None:
+    recipe = recipe_of(digits, methods=(Part(f"{__name__}:Witness"),), augment="shift", views="photo")
+    learnt(digits, recipe, 2)
+    for batch in Witness.last.batches:
+        weak, strong = batch["unlabelled"]["view_parameters"]
+        assert weak.keys() == {"mirrored", "shift"}
+        assert len(strong["operations"]) == len(batch["unlabelled"]["input"])
+        assert "view_parameters" not in batch
 
 
 def test_views_depend_on_seed_and_place_alone(digits: Dataset) -> None:

@@ -11,10 +11,12 @@ from repertory.algorithms.esam import ESAM
 from repertory.algorithms.ferkd import FerKD, LabelBank
 from repertory.algorithms.fixmatch import FixMatch
 from repertory.algorithms.grokking_stability import OrthoGrad
+from repertory.algorithms.grow_and_merge import GM, GrowMerge
 from repertory.algorithms.guidance import Guidance
 from repertory.algorithms.instance_classifier import InstanceClassifier, chunked_softmax_loss
 from repertory.algorithms.instance_mil import INS
 from repertory.algorithms.kd import KD, distillation_loss
+from repertory.algorithms.l2r_gnn import L2RGNN
 from repertory.algorithms.look import LOOK, look_accuracy, look_loss
 from repertory.algorithms.lv_hba import LVHBACleaning
 from repertory.algorithms.mdcs import MDCS
@@ -32,9 +34,11 @@ from repertory.algorithms.stationary_representations import HOC
 __all__ = [
     "ECAML",
     "ESAM",
+    "GM",
     "HOC",
     "INS",
     "KD",
+    "L2RGNN",
     "LOOK",
     "MDCS",
     "MESA",
@@ -55,6 +59,7 @@ __all__ = [
     "EnergyConfusion",
     "FerKD",
     "FixMatch",
+    "GrowMerge",
     "Guidance",
     "HardnessLevel",
     "InstanceClassifier",

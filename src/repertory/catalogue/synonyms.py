@@ -9,6 +9,7 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("noisy labels", "label noise", "wrong labels", "mislabelled", "corrupted labels", "incorrect labels",
      "label errors", "label error detection"),
     ("no labels", "unlabelled", "without labels", "unsupervised", "self supervised", "label free"),
+    ("pretraining", "pre training"),
     ("weak labels", "weak supervision", "weakly supervised", "coarse labels", "bag labels"),
     ("class imbalance", "imbalanced", "imbalanced classes", "imbalanced data", "unbalanced classes",
      "long tail", "long tailed", "rare classes", "skewed classes", "minority class"),

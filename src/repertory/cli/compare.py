@@ -28,12 +28,15 @@ def compare(
     tune: Annotated[int, typer.Option(help="Trials of hyper-parameter search for every arm.")] = 0,
     jobs: Annotated[int | None, typer.Option(help="Runs at a time; default: one a core.")] = None,
     on: Annotated[str, typer.Option(help="Where: local or ray.")] = "local",
-    scenario: Annotated[str | None, typer.Option(help="Kind of problem; default: found from the data.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="Kind of problem; default: found from methods and data.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="32, bf16 or fp16.")] = "32",
     lr: Annotated[float | None, typer.Option(help="The baseline's learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step.")] = None,
     augment: Annotated[str | None, typer.Option(help="none, shift or flip-shift.")] = None,
+    views: Annotated[
+        str | None, typer.Option(help="plain or photo: changed versions of the inputs, for methods that learn by them.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side to which images are brought.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images.")] = False,
     out: Annotated[str | None, typer.Option(help="Folder of the results; default: one under runs/.")] = None,

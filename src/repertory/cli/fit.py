@@ -23,7 +23,7 @@ def fit(
             help="timm:NAME, torchvision:NAME, hf:NAME, repertory:NAME or package.module:factory; default: small."
         ),
     ] = None,
-    scenario: Annotated[str | None, typer.Option(help="Kind of problem; default: found from the methods.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="Kind of problem; default: found from methods and data.")] = None,
     seed: Annotated[int, typer.Option(help="Decides split, weights and order.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set (30).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -34,6 +34,9 @@ def fit(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step, over all devices.")] = None,
     augment: Annotated[str | None, typer.Option(help="none, shift or flip-shift.")] = None,
+    views: Annotated[
+        str | None, typer.Option(help="plain or photo: changed versions of the inputs, for methods that learn by them.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side to which images are brought.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable images.")] = False,
     logger: Annotated[str | None, typer.Option(help="csv or tensorboard: write curves to OUT/logs.")] = None,

@@ -13,10 +13,11 @@ def predict(
     model: Annotated[str, typer.Argument(help="Folder that 'repertory fit' wrote.")],
     data: Annotated[str, typer.Argument(metavar="INPUT", help="Image, folder of images, CSV, Parquet or .npz.")],
     out: Annotated[str | None, typer.Option(help="Write a .csv, .parquet or .json file, or a folder of masks.")] = None,
+    instances: Annotated[bool, typer.Option("--instances", help="Of a model of bags: one row an instance.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Run code of other packages that the model names.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Predict with a saved model: one row an input."""
+    """Predict with a saved model: one row an input, or one row a bag of inputs where the model was trained on bags."""
     from repertory.cli.output import print_json, print_table
     from repertory.errors import UserError
     from repertory.training.mask_files import MaskPredictions
@@ -30,7 +31,7 @@ def predict(
     saved = load(model, trust=trust)
     if suffix == "" and saved.about["task"] != "segmentation":
         raise UserError(f"--out {out!r} must end in .csv, .parquet or .json; only a model of masks writes a folder")
-    predictions = saved.predict(data)
+    predictions = saved.predict(data, instances=instances)
     if out is not None and isinstance(predictions, MaskPredictions) and suffix == "":
         print(f"{len(predictions.write(out))} masks: {out}")
         return

@@ -53,6 +53,7 @@ def compare(
     lr: float | None = None,
     batch_size: int | None = None,
     augment: str | None = None,
+    views: str | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
     out: str | Path | None = None,
@@ -80,6 +81,7 @@ def compare(
         lr: the baseline's learning rate.
         batch_size: examples a step.
         augment: "none", "shift" or "flip-shift".
+        views: "plain" or "photo": what changed versions of the inputs are made of, for methods that ask for them.
         image_size: side to which images of a folder are brought.
         skip_bad: go on without unreadable images.
         out: folder of the results; None makes one under `runs/`.
@@ -116,6 +118,7 @@ def compare(
             lr=lr,
             batch_size=batch_size,
             augment=augment,
+            views=views,
         )
         folder = RunFolder.find(plan, out, resume)
         if budget == "seconds" and folder.saved_fingerprint() is not None:

@@ -142,8 +142,8 @@ def run_claim(
         on_seed: called with the number of finished seeds and of all seeds.
 
     Returns:
-        The record, as `Claim.judge` makes it, with `date`, `versions`, `commit`, `minutes` and `processor_minutes`: what
-        the seeds took of one core, which is the same on a busy machine, where `minutes` are longer.
+        The record, as `Claim.judge` makes it, with `date`, `versions`, `commit`, `minutes` and `processor_minutes`:
+        what the seeds took of one core, which a busy machine hardly changes.
     """
     claim = load_claim(path)
     count = claim.seeds if seeds is None else seeds

@@ -80,6 +80,7 @@ def make_plan(
     lr: float | None = None,
     batch_size: int | None = None,
     augment: str | None = None,
+    views: str | None = None,
 ) -> Plan:
     """Decide everything, and check all that can be checked before a run.
 
@@ -99,7 +100,14 @@ def make_plan(
     setting = scenario_of(name)
     dataset = setting.view(dataset)
     recipe, reason = chosen_recipe(
-        dataset, scenario=name, model=model, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment
+        dataset,
+        scenario=name,
+        model=model,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        augment=augment,
+        views=views,
     )
     arms = [Arm("baseline", (), recipe)]
     for text in dict.fromkeys(methods):
@@ -120,6 +128,7 @@ def make_plan(
         "optimizer": _described(recipe.optimizer),
         "batch_size": recipe.batch_size,
         "augment": recipe.augment,
+        "views": recipe.views,
         "device": chosen,
         "precision": precision,
         "tune": tune,

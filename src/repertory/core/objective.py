@@ -65,6 +65,14 @@ class Objective(Method, ABC):
         Returns:
             `(versions, batch, width)`.
         """
+        return self.evaluate(state, inputs)[0]
+
+    def evaluate(self, state: State, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Do as `encode`, and return the network's outputs too.
+
+        Returns:
+            features `(versions, batch, width)` and outputs `(versions, batch, ...)`.
+        """
         if self._features is None:
             raise RuntimeError(f"{type(self).__name__} has no network yet; give it to a Step, or call setup(run)")
         with self._features.recorded() as seen:
@@ -75,7 +83,8 @@ class Objective(Method, ABC):
         state.run.counts.forward += (len(inputs) - 1) * size
         if torch.is_grad_enabled():
             state.run.counts.backward += (len(inputs) - 1) * size
-        return seen[-1].unflatten(0, (len(inputs), size))
+        shape = (len(inputs), size)
+        return seen[-1].unflatten(0, shape), output.unflatten(0, shape)
 
 
 def projection(width: int, hidden: int, dim: int) -> nn.Sequential:

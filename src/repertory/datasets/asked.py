@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from repertory.datasets import bags, condensed, held_out, points, sequence, teaching
+from repertory.datasets import bags, condensed, discovery, held_out, points, sequence, teaching
 
 READERS: dict[str, tuple[str, ...]] = {
     "retrieval": held_out.KEYS,
@@ -13,6 +13,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "distillation": teaching.KEYS,
     "weak_segmentation": points.KEYS,
     "bags": bags.JUDGED,
+    "category_discovery": discovery.KEYS,
 }
 """Scenarios, and the options after the `?` of a data spec that each reads."""
 
@@ -45,3 +46,4 @@ def check(options: Mapping[str, str], task: str, classes: Sequence[str]) -> None
     teaching.check(read_by(options, "distillation"), task)
     points.check(read_by(options, "weak_segmentation"), task, classes)
     bags.check_judged(read_by(options, "bags"), task)
+    discovery.check(read_by(options, "category_discovery"), task, len(classes))

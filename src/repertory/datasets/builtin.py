@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repertory.datasets import motif_graphs, shapes
 from repertory.datasets.columns import Column
 from repertory.datasets.dataset import Dataset
 from repertory.datasets.encoder import Encoder
+from repertory.datasets.motif_graphs import load_motif_graphs
 from repertory.datasets.pydoc import load_pydoc
 from repertory.datasets.shapes import load_shapes
 from repertory.errors import DataError
@@ -110,7 +112,11 @@ _LOADERS: dict[str, Callable[..., Dataset]] = {
     "diabetes": _table("load_diabetes", scaled=False),
     "pydoc": load_pydoc,
     "shapes": load_shapes,
+    "motif-graphs": load_motif_graphs,
 }
+
+OPTIONS: dict[str, tuple[str, ...]] = {"shapes": shapes.KEYS, "motif-graphs": motif_graphs.KEYS}
+"""Options of the data that a built-in data set reads."""
 
 BUILTIN: tuple[str, ...] = tuple(_LOADERS)
 """Names that `load` knows without a path."""

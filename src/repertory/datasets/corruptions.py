@@ -1,4 +1,4 @@
-"""Stated damage to a data set: noisy, long-tailed or few labels in training, shifted inputs in testing."""
+"""Stated damage to a data set: noisy, long-tailed or few labels, noisy ones to choose by, shifted inputs in testing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from repertory.datasets.noise import parse_noise
 from repertory.datasets.stratify import allot, random_ranks
 from repertory.errors import OptionError
 
-KEYS = ("noise", "imbalance", "labels", "shift")
+KEYS = ("noise", "validation_noise", "imbalance", "labels", "shift")
 """The corruptions, each written `key=value` after the `?` of a data spec."""
 
-_SHIFTS = {"image": ("rotate", "noise", "blur"), "table": ("noise",), "sequence": ("noise",)}
+_SHIFTS = {"image": ("rotate", "noise", "blur"), "table": ("noise",), "sequence": ("noise",), "graph": ()}
 _EXAMPLES = {
     "rotate": "rotate30 (degrees)",
     "noise": "noise0.3 (standard deviations)",
@@ -34,11 +34,12 @@ def check(corruptions: Mapping[str, str], task: str, modality: str, classes: int
     if task == "pairs":
         for key, value in corruptions.items():
             raise OptionError(f"{key}={value} damages labels or numbers, but the data are pairs of texts; leave it out")
-    for key in ("noise", "imbalance"):
+    for key in ("noise", "validation_noise", "imbalance"):
         if key in corruptions and task != "classification":
             raise OptionError(f"{key}={corruptions[key]} needs classes, but the task is regression; leave it out")
-    if "noise" in corruptions:
-        parse_noise(corruptions["noise"])
+    for key in ("noise", "validation_noise"):
+        if key in corruptions:
+            parse_noise(corruptions[key], key)
     if "imbalance" in corruptions:
         imbalance_ratio(corruptions)
     if "labels" in corruptions and (count := label_count(corruptions)) < max(classes, 1):
@@ -66,7 +67,8 @@ def shift_of(corruptions: Mapping[str, str], modality: str) -> tuple[str, float]
     match = re.fullmatch(r"([a-z]+)(-?\d+(?:\.\d+)?)", text)
     if match is None or match[1] not in kinds or (match[1] != "rotate" and float(match[2]) <= 0):
         allowed = ", ".join(_EXAMPLES[kind] for kind in kinds)
-        raise OptionError(f"shift={text} cannot be applied to {modality} inputs; use a strength above 0 in: {allowed}")
+        fix = f"use a strength above 0 in: {allowed}" if kinds else "leave it out"
+        raise OptionError(f"shift={text} cannot be applied to {modality} inputs; {fix}")
     return match[1], float(match[2])
 
 

@@ -24,7 +24,7 @@ from repertory.datasets.stratify import cut, cut_groups, generator_for
 from repertory.errors import DataError, OptionError
 
 Task = Literal["classification", "regression", "pairs", "bags", "segmentation"]
-Modality = Literal["image", "table", "sequence", "text"]
+Modality = Literal["image", "table", "sequence", "text", "graph"]
 
 CLASSIFIED = ("classification", "bags")
 """Tasks in which each example has a class."""
@@ -39,10 +39,11 @@ class Dataset:
         name: short name: of the built-in set, the folder, or the file without its ending.
         spec: what the user typed, options included.
         task: "classification", "regression", "pairs" of texts that belong together, "bags" or "segmentation".
-        modality: "image", "table", "sequence" or "text".
+        modality: "image", "table", "sequence", "text" or "graph".
         inputs: images uint8 `(examples, channels, height, width)`, tables float32 `(examples, columns)`,
             sequences float32 `(examples, channels, length)`, texts uint8 `(examples, 2 + negatives, length)`: the UTF-8
-            bytes of a query, its passage and hard negatives, 0 after the end, a negative of zeros where there is none.
+            bytes of a query, its passage and hard negatives, 0 after the end, a negative of zeros where there is none;
+            graphs float32 `(examples, lines, width)` as `repertory.core.graphs.pack` makes them.
         targets: int64 `(examples,)` from 0 to classes-1, or float32 `(examples,)`; for pairs the number of the passage,
             int64: equal passages share one, and all their pairs go to the same part. For segmentation the class of each
             pixel, int64 `(examples, height, width)`, `repertory.core.dense.IGNORED` where it has none.
@@ -55,7 +56,7 @@ class Dataset:
         searched: whether it is prepared for a search, as the scenario retrieval asks.
         unlabelled: inputs that came without a target, beside `inputs`; None where there are none.
         groups: which rows belong together: the number of the group of each, int64 `(examples,)`; of task "bags" the
-            bag, of which all rows carry the label and go to the same part.
+            bag, of which all rows carry the label and go to the same part; of graphs the environment.
         group_names: name of each group; empty where they have none.
         truth: of instances of bags what each is by itself, 0, 1 or -1 where unknown; for evaluation only.
         points: extreme points of the objects in images of the training part that came with these in place of masks,
@@ -206,8 +207,9 @@ class Dataset:
 
         Parts that came with the data are kept; the others are cut from the training part, for classification
         with the proportions of the classes. Corruptions touch the training part (labels, then imbalance, then
-        noise) and the test inputs (shift), never the validation part. Each choice has its own generator, so
-        asking for noise leaves the split as it was, and the global generators are not touched.
+        noise), the test inputs (shift), and the validation part only where that is asked for (validation_noise).
+        Each choice has its own generator, so asking for noise leaves the split as it was, and the global generators
+        are not touched.
 
         Args:
             seed: decides the split and the corruptions.
@@ -235,13 +237,10 @@ class Dataset:
         if "imbalance" in self.corruptions:
             ratio = corrupt.imbalance_ratio(self.corruptions)
             train = train[corrupt.long_tail(known[train], ratio, generator_for(seed, "imbalance"))]
-        clean = targets = known[train]
-        if "noise" in self.corruptions:
-            kind, rate = parse_noise(self.corruptions["noise"])
-            targets = flip_labels(
-                clean, rate, self.outputs, generator_for(seed, "noise"), kind=kind, inputs=self.inputs[train]
-            )
-        normaliser = Normaliser.none() if self.modality == "text" else Normaliser.fit(self.inputs[train])
+        clean = known[train]
+        targets = self._noisy("noise", clean, train, self.outputs, seed)
+        judged = self._noisy("validation_noise", self.targets[rows["validation"]], rows["validation"], None, seed)
+        normaliser = Normaliser.none() if self.modality in ("text", "graph") else Normaliser.fit(self.inputs[train])
         tested = self.inputs[rows["test"]]
         if "shift" in self.corruptions:
             kind, strength = corrupt.shift_of(self.corruptions, self.modality)
@@ -254,7 +253,7 @@ class Dataset:
         scale = float(clean.double().std(correction=0)) if numbers else 1.0
         return Splits(
             train=self._part(train, self.inputs[train], targets),
-            validation=self._part(rows["validation"], self.inputs[rows["validation"]]),
+            validation=self._part(rows["validation"], self.inputs[rows["validation"]], judged),
             test=self._part(rows["test"], tested),
             unlabelled=hidden,
             normaliser=normaliser,
@@ -264,6 +263,14 @@ class Dataset:
             target_mean=float(clean.double().mean()) if numbers else 0.0,
             target_std=scale or 1.0,
         )
+
+    def _noisy(self, key: str, targets: Tensor, rows: Tensor, classes: int | None, seed: int) -> Tensor:
+        """The targets of some rows with the noise that was asked for; one seed has one source of it for all parts."""
+        if key not in self.corruptions:
+            return targets
+        kind, rate = parse_noise(self.corruptions[key], key)
+        generator = generator_for(seed, "noise")
+        return flip_labels(targets, rate, classes or len(self.classes), generator, kind=kind, inputs=self.inputs[rows])
 
     def _part(self, rows: Tensor, inputs: Tensor, targets: Tensor | None = None) -> Examples:
         groups, truth = (None if each is None else each[rows] for each in (self.groups, self.truth))

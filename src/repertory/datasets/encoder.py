@@ -22,9 +22,9 @@ class Encoder:
     """How raw input became the inputs of a data set, to do the same with new input.
 
     Args:
-        kind: "image", "table", "sequence" or "text".
+        kind: "image", "table", "sequence", "text" or "graph".
         shape: shape of one input.
-        columns: of a table, or of pairs of texts, in order.
+        columns: of a table, of pairs of texts, or of the nodes of graphs, in order.
 
     >>> encoder = Encoder("table", (2,), (Column("age"), Column("height")))
     >>> Encoder.from_dict(encoder.to_dict()) == encoder
@@ -41,8 +41,8 @@ class Encoder:
         Args:
             path: for images, a file or a folder of any depth; for tables, a CSV, TSV or Parquet file with the
                 columns of the training table, target or not; for texts, a table with the training table's
-                passages, or a `.txt` file with a text a line; for all other kinds, `.npy` or `.npz` with an
-                array `x`.
+                passages, or a `.txt` file with a text a line; for graphs, a folder or table as for training, labelled
+                or not; for all other kinds, `.npy` or `.npz` with an array `x`.
 
         Returns:
             Inputs `(examples, *shape)`, for texts `(texts, length)`, and a name for each: the file's path below
@@ -54,6 +54,11 @@ class Encoder:
         place = Path(path).expanduser()
         if not place.exists():
             raise DataError(f"{path!r} does not exist; give the path of new input")
+        if self.kind == "graph":
+            from repertory.datasets.graphs import read_new
+
+            rows = read_new(place, self.columns, self.shape[0])
+            return rows, [str(row + 1) for row in range(len(rows))]
         if self.kind == "text":
             texts = self._from_texts(place)
             return self.texts(texts), [str(row + 1) for row in range(len(texts))]
@@ -100,15 +105,29 @@ class Encoder:
             raise DataError(f"{str(place)!r} holds no texts; add some")
         return found
 
-    def _from_images(self, place: Path) -> tuple[Tensor, list[str]]:
+    def image_files(self, path: str) -> tuple[list[Path], list[str]]:
+        """Return the image files of new input, which is one or a folder of them, and a name for each.
+
+        Raises:
+            DataError: if there are none, or headers cannot be read.
+        """
+        place = Path(path).expanduser()
+        if not place.exists():
+            raise DataError(f"{path!r} does not exist; give the path of new input")
         paths = images.scan(place)[0] if place.is_dir() else [place]
         if not paths:
             raise DataError(f"{str(place)!r} holds no images; allowed are {', '.join(sorted(images.SUFFIXES))}")
+        if bad := images.probe(paths)[1]:
+            raise images.unreadable(bad, len(paths), "replace or remove them")
+        return paths, [path.relative_to(place).as_posix() if place.is_dir() else path.name for path in paths]
+
+    def _from_images(self, place: Path) -> tuple[Tensor, list[str]]:
+        paths, names = self.image_files(str(place))
         channels, height, width = self.shape
         inputs, bad = images.decode(paths, (channels, height, width))
         if bad:
             raise images.unreadable(bad, len(paths), "replace or remove them")
-        return inputs, [path.relative_to(place).as_posix() if place.is_dir() else path.name for path in paths]
+        return inputs, names
 
     def _from_arrays(self, place: Path) -> Tensor:
         arrays = read_arrays(place)

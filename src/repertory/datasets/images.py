@@ -23,6 +23,8 @@ SUFFIXES = frozenset(
 """Endings of the files that are read as images."""
 
 _GREY = {"1", "L", "LA", "La"}
+_TURNED = range(5, 9)
+"""Orientations, as cameras record them, that exchange width and height."""
 
 _Found = TypeVar("_Found")
 
@@ -82,6 +84,24 @@ def decode(paths: Sequence[Path], shape: tuple[int, int, int]) -> tuple[Tensor, 
     return images, each(into_row, paths)[1]
 
 
+def decode_whole(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    """Decode one image as `decode` does, but without cropping it.
+
+    Returns:
+        uint8 `(channels, rows, columns)`, of which rows or columns may be more than the shape says.
+    """
+    return _decode_one(path, shape, whole=True)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return width and height of an image as it is to be looked at."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        turned = image.getexif().get(0x0112) in _TURNED
+        return (image.height, image.width) if turned else image.size
+
+
 def unreadable(bad: Mapping[Path, str], total: int, fix: str) -> DataError:
     """Return the error that lists every image that cannot be read."""
     listed = ", ".join(f"{path} ({reason})" for path, reason in bad.items())
@@ -119,7 +139,7 @@ def _probe_one(path: Path) -> tuple[int, bool]:
         return min(image.size), image.mode in _GREY or image.mode.startswith("I")
 
 
-def _decode_one(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+def _decode_one(path: Path, shape: tuple[int, int, int], whole: bool = False) -> np.ndarray[Any, Any]:
     from PIL import Image, ImageOps
 
     channels, height, width = shape
@@ -129,6 +149,10 @@ def _decode_one(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any, Any]
         opened.draft(None, (2 * max(height, width), 2 * max(height, width)))
         ImageOps.exif_transpose(opened, in_place=True)
         image = _in_mode(opened, "L" if channels == 1 else "RGB")
+        if whole:
+            scale = max(width / image.width, height / image.height)
+            width, height = max(width, round(scale * image.width)), max(height, round(scale * image.height))
+            # What is still cropped is less than a pixel.
         image = covering(image, width, height, Image.Resampling.BILINEAR, reducing_gap=3.0)
         pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

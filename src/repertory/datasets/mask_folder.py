@@ -14,7 +14,7 @@ from repertory.core.dense import IGNORED
 from repertory.datasets.dataset import Dataset
 from repertory.datasets.encoder import Encoder
 from repertory.datasets.folder import PART_NAMES
-from repertory.datasets.images import covering, decode, each, probe, scan, unreadable
+from repertory.datasets.images import covering, decode, each, probe, scan, size_of, unreadable
 from repertory.datasets.points import placed_points
 from repertory.errors import DataError, OptionError
 
@@ -26,8 +26,6 @@ _LAYOUT = (
 _LARGEST = 128
 """Side in pixels up to which images that have one size keep it, and to which others are brought at most."""
 _LOSSY = frozenset({".jpg", ".jpeg", ".jfif", ".webp"})
-_TURNED = range(5, 9)
-"""Orientations, as cameras record them, that exchange width and height."""
 
 
 def is_mask_folder(path: Path) -> bool:
@@ -226,15 +224,6 @@ def _shape(
     side = min(_LARGEST, max(8, 8 * round(typical / 8)))
     notes.append(f"images and masks were brought to {side}x{side} (image_size changes it)")
     return (channels, side, side), closed
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Return width and height of an image as it is to be looked at."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        turned = image.getexif().get(0x0112) in _TURNED
-        return (image.height, image.width) if turned else image.size
 
 
 def _read_mask(mask: Path, image: Path, height: int, width: int) -> tuple[Any, Any, str]:

@@ -19,11 +19,12 @@ _ALLOWED = "a share of at least 0 and below 1, alone or after a kind, as in 0.4 
 )
 
 
-def parse_noise(text: str) -> tuple[str, float]:
+def parse_noise(text: str, key: str = "noise") -> tuple[str, float]:
     """Read a kind and a rate.
 
     Args:
         text: a share of the labels in [0, 1), alone or after one of `KINDS`.
+        key: what the option is called.
 
     Raises:
         OptionError: if it is not of that form.
@@ -33,7 +34,7 @@ def parse_noise(text: str) -> tuple[str, float]:
     """
     match = re.fullmatch(rf"({'|'.join(KINDS)})?(\d*\.?\d+)", text)
     if match is None or not float(match[2]) < 1:
-        raise OptionError(f"noise={text} is not {_ALLOWED}")
+        raise OptionError(f"{key}={text} is not {_ALLOWED}")
     return match[1] or KINDS[0], float(match[2])
 
 

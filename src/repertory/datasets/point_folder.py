@@ -8,7 +8,8 @@ from pathlib import Path
 
 from repertory.datasets.dataset import Dataset
 from repertory.datasets.folder import PART_NAMES
-from repertory.datasets.mask_folder import IMAGES, MASKS, by_stem, pairs, read_pairs, size_of
+from repertory.datasets.images import size_of
+from repertory.datasets.mask_folder import IMAGES, MASKS, by_stem, pairs, read_pairs
 from repertory.errors import DataError, OptionError, nearest
 
 POINTS = "points.csv"

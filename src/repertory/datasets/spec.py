@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from repertory.datasets import asked, bags, columns, corruptions, shapes
+from repertory.datasets import asked, bags, columns, corruptions, graphs, motif_graphs, shapes
 from repertory.datasets.arrays import from_factory, load_arrays
 from repertory.datasets.bag_sources import load_bag_folder, load_bag_table, load_camera_folder
-from repertory.datasets.builtin import BUILTIN, load_builtin
+from repertory.datasets.builtin import BUILTIN, OPTIONS, load_builtin
 from repertory.datasets.dataset import Dataset
 from repertory.datasets.folder import load_folder
 from repertory.datasets.images import is_hidden
@@ -22,25 +22,26 @@ from repertory.datasets.table import load_table
 from repertory.errors import DataError, OptionError, nearest
 from repertory.recipe import locate
 
-_READING = ("drop", "task", *shapes.KEYS)
+_READING = ("drop", "task", *shapes.KEYS, *motif_graphs.KEYS, *graphs.KEYS)
 _TASKS = ("classification", "regression", "pairs", "bags")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_SUFFIXES = (*columns.SUFFIXES, ".npz")
+_SUFFIXES = (*columns.SUFFIXES, ".npz", ".jsonl")
 
 
 def load(spec: str, *, target: str | None = None, image_size: int | None = None, skip_bad: bool = False) -> Dataset:
     """Load data by name or by path.
 
     Args:
-        spec: one of `BUILTIN`; a folder of class folders of images, or of `images` and `masks`; a `.csv`, `.tsv`,
+        spec: one of `BUILTIN`; a folder of class folders of images, or of `images` and `masks`, or of graphs (see
+            `repertory.datasets.graphs`, also for `.parquet` and `.jsonl` files of graphs); a `.csv`, `.tsv`,
             `.parquet` or `.npz` file; or `package.module:function`, called with no arguments. A built-in name wins over
             a path: write `./digits` for a folder of that name. Options follow a `?`, joined by `&`: the corruptions
-            `noise=0.4`, `imbalance=50`, `labels=40` and `shift=rotate30`; for tables `drop=a,b`; for tables
-            and arrays `task=classification` or `task=regression`; for tables of texts `task=pairs`;
-            for the built-in shapes `examples=900` and `side=48`. Bags: `bag=column` and `truth=column` of a table,
-            `task=bags` for a column or array called bag, `bags=folders` for FOLDER/CLASS/BAG/image files, `bags=20` to
-            make bags of single examples, `positive`, `ratio` and `pool`; see `repertory.datasets.bags`. Cameras of a
-            search: `group=column` of a table, or `group=folders` for FOLDER/CLASS/CAMERA/image files.
+            `noise=0.4`, `validation_noise=0.4`, `imbalance=50`, `labels=40` and `shift=rotate30`; for tables
+            `drop=a,b`; for tables and arrays `task=classification` or `task=regression`; for tables of texts
+            `task=pairs`; for the built-in shapes `examples=900` and `side=48`. Bags: `bag=column` and `truth=column` of
+            a table, `task=bags` for a column or array called bag, `bags=folders` for FOLDER/CLASS/BAG/image files,
+            `bags=20` to make bags of single examples, `positive`, `ratio` and `pool`; see `repertory.datasets.bags`.
+            Cameras of a search: `group=column` of a table, or `group=folders` for FOLDER/CLASS/CAMERA/image files.
         target: column to predict, or for pairs that of the passages (tables only, required there).
         image_size: side of the images in pixels (image folders only).
         skip_bad: go on without images that cannot be read, or table rows with missing cells.
@@ -61,9 +62,13 @@ def load(spec: str, *, target: str | None = None, image_size: int | None = None,
     path = Path(name).expanduser()
     bagged = {key: value for key, value in options.items() if key in bags.KEYS}
     if name in BUILTIN:
-        own = shapes.KEYS if name == "shapes" else ()
+        own = OPTIONS.get(name, ())
         _refuse(given, f"the built-in {name}", own)
         dataset = load_builtin(name, spec, {key: options[key] for key in own if key in options})
+    elif name and graphs.are_graphs(path):
+        _refuse({**given, **bagged}, f"the graphs in {name}", ("target", *graphs.KEYS))
+        read_here = {key: options.pop(key) for key in (*graphs.KEYS, "shift") if key in options}
+        dataset = graphs.load_graphs(path, spec, target, read_here)
     elif name and path.is_dir() and is_point_folder(path):
         _refuse(given, f"the folder of images and points {name}", ("image_size",))
         dataset = load_point_folder(path, spec, image_size, skip_bad)

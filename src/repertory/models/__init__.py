@@ -1,5 +1,6 @@
 """Networks: factories that take the shape of one input and the number of outputs."""
 
+from repertory.models.gin import GIN
 from repertory.models.poolformer import (
     MetaFormer,
     poolformer_m36,
@@ -15,6 +16,7 @@ from repertory.models.torchvision_dense import TorchvisionSegmenter
 from repertory.models.unet import UNet, small_unet
 
 __all__ = [
+    "GIN",
     "HashedText",
     "MetaFormer",
     "TorchvisionSegmenter",

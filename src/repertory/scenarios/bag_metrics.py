@@ -1,52 +1,16 @@
-"""How bags are scored from their instances, and how well bags and instances are told apart."""
+"""How well bags and instances are told apart."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from repertory.core.classifier import classifier_of
 from repertory.core.ranking import roc_auc
 from repertory.datasets import Examples, Normaliser
 from repertory.datasets.bags import bag_labels
-from repertory.training.evaluate import penultimate, predict
+from repertory.training.bag_predictions import mean_by, score_bags
 
-Pool = Callable[[Tensor, Tensor], Tensor]
-
-
-def mean_by(values: Tensor, groups: Tensor) -> Tensor:
-    """Return the mean of each group's rows.
-
-    Args:
-        values: `(rows, ...)`.
-        groups: number of each row's group `(rows,)`, from 0 on without a gap.
-
-    >>> mean_by(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
-    tensor([2., 5.])
-    """
-    counts = groups.bincount()
-    summed = values.new_zeros((len(counts), *values.shape[1:])).index_add_(0, groups, values)
-    return summed / counts.to(values).view(-1, *[1] * (values.ndim - 1))
-
-
-def pooled(probabilities: Tensor, groups: Tensor, pool: str = "mean") -> Tensor:
-    """Return the score of every bag.
-
-    Args:
-        probabilities: of each instance to be positive `(rows,)`.
-        groups: bag of each `(rows,)`, from 0 on without a gap.
-        pool: "mean", "max" or "log-mean-exp", which lies between the two.
-
-    >>> pooled(torch.tensor([0.0, 1.0, 0.5]), torch.tensor([0, 0, 1]), "max")
-    tensor([1.0000, 0.5000])
-    """
-    if pool == "mean":
-        return mean_by(probabilities, groups)
-    if pool == "max":
-        return probabilities.new_zeros(int(groups.max()) + 1).scatter_reduce(0, groups, probabilities, "amax")
-    return mean_by(probabilities.exp(), groups).log()
+__all__ = ["best_threshold", "f1", "judged", "mean_by", "scores_of"]
 
 
 def best_threshold(scores: Tensor, labels: Tensor) -> float:
@@ -70,16 +34,13 @@ def best_threshold(scores: Tensor, labels: Tensor) -> float:
 def scores_of(
     model: nn.Module, examples: Examples, normaliser: Normaliser, pool: str = "mean"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what a model says of instances and bags.
-
-    A last layer that weighs instances by attention, as `attention-mil` puts it in, scores bags itself; then `pool` does
-    not matter.
+    """Return what a model says of instances and bags; see `score_bags`.
 
     Args:
         model: gives two logits an instance.
         examples: with `groups`.
         normaliser: of the inputs.
-        pool: how bags are scored otherwise.
+        pool: how bags are scored where the model does not do so itself.
 
     Returns:
         Probability of each instance to be positive `(rows,)`; score `(bags,)`, label `(bags,)` and number `(bags,)` of
@@ -87,17 +48,8 @@ def scores_of(
     """
     assert examples.groups is not None
     numbers, groups = examples.groups.unique(return_inverse=True)
-    outputs = predict(model, examples.inputs, normaliser)
-    probabilities = outputs.softmax(1)[:, 1]
-    bag_logits = getattr(classifier_of(model)[1], "bag_logits", None)
-    if callable(bag_logits):
-        layer = classifier_of(model)[1]
-        features = penultimate(model, examples.inputs, normaliser).to(layer.weight.device)
-        with torch.no_grad():
-            scores = bag_logits(features, groups.to(features.device)).softmax(1)[:, 1].cpu()
-    else:
-        scores = pooled(probabilities, groups, pool)
-    return probabilities, scores, bag_labels(examples.targets, groups), numbers
+    outputs, scores, _ = score_bags(model, examples.inputs, groups, normaliser, pool)
+    return outputs.softmax(1)[:, 1], scores, bag_labels(examples.targets, groups), numbers
 
 
 def judged(

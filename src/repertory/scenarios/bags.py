@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from repertory.datasets import Dataset, Splits
 from repertory.datasets.bags import as_bags
+from repertory.datasets.new_bags import column_of
 from repertory.errors import DataError
 from repertory.recipe import Part, Recipe
 from repertory.scenarios import supervised
@@ -99,7 +100,7 @@ def run(recipe: Recipe, dataset: Dataset, **settings: Unpack[Settings]) -> Outco
     """Run a recipe once; the settings are those of `supervised.run`.
 
     Returns:
-        With the scores of the test part's bags and instances as tables.
+        With the scores of the test part's bags and instances as tables, and what predictions of bags need to know.
 
     Raises:
         DivergedError: if the training loss, or a metric of the trained model, is not finite.
@@ -107,7 +108,14 @@ def run(recipe: Recipe, dataset: Dataset, **settings: Unpack[Settings]) -> Outco
     """
     dataset = view(dataset)
     outcome = supervised.run(recipe, dataset, kind=BagsBench, **settings)
-    return dataclasses.replace(outcome, tables=_tables(outcome, dataset))
+    splits = outcome.splits
+    _, scores, labels, _ = scores_of(outcome.learner, splits.validation, splits.normaliser, _pool(dataset))
+    kept = {
+        "column": column_of(dataset.spec),
+        "pool": _pool(dataset),
+        "threshold": best_threshold(scores, labels),
+    }
+    return dataclasses.replace(outcome, tables=_tables(outcome, dataset), about={"bags": kept})
 
 
 def _tables(outcome: Outcome, dataset: Dataset) -> dict[str, dict[str, list[Any]]]:

@@ -50,6 +50,10 @@ class Bench:
             goes on from it.
         on_progress: called with the share of the whole budget that is spent.
         on_record: called with each epoch's record.
+
+    Attributes:
+        spent: share of the budget that trainings, and what else set itself a share, have taken.
+        rows: of the training part that are trained on `(n,)`; None for all.
     """
 
     def __init__(
@@ -87,9 +91,9 @@ class Bench:
         self._checkpoints = checkpoints
         self._on_progress = on_progress
         self._on_record = on_record
-        self._spent = 0.0
+        self.spent = 0.0
         self._aside = 0.0
-        self._rows: Tensor | None = None
+        self.rows: Tensor | None = None
         self.teacher: nn.Module | None = None
 
     @classmethod
@@ -145,7 +149,7 @@ class Bench:
             return model
         recipe, fabric = self.recipe, self._fabric
         methods = build_methods(recipe) if objective is None else [objective]
-        tasks = self._tasks(self._rows if rows is None else rows) if objective is None else [(rows, None)]
+        tasks = self._tasks(self.rows if rows is None else rows) if objective is None else [(rows, None)]
         step = Step(
             model.network,
             functools.partial(self._optimizer, lr_scale, weight_decay_scale),
@@ -155,9 +159,9 @@ class Bench:
             epochs=recipe.epochs * share * len(tasks),
             examples=len(self._examples(part)),
             classes=self.outputs if self.task in ("classification", "segmentation") else None,
-            class_counts=self._class_counts(self._rows if rows is None else rows),
+            class_counts=self._class_counts(self.rows if rows is None else rows),
             teacher=self.teacher,
-            training=self._plain(methods, part, self._rows if rows is None else rows),
+            training=self._plain(methods, part, self.rows if rows is None else rows),
             seed=self.seed,
             accumulate=recipe.accumulate,
             precision=self._precision,
@@ -173,14 +177,14 @@ class Bench:
             start = time.perf_counter()
             validation = self.evaluate(model, "validation")
             total = {"passes": self.counts.passes + record["passes"], "seconds": self.seconds + record["seconds"]}
-            place = {"stage": stage, "progress": self._spent + share * progress, "steps": step.run.counts.steps}
+            place = {"stage": stage, "progress": self.spent + share * progress, "steps": step.run.counts.steps}
             self.curve.append({**record, **total, **place, "validation": validation})
             if self._on_record is not None:
                 self._on_record(self.curve[-1])
             if saved is not None:
                 save_checkpoint(saved, step, loader, record["seconds"])
             if self._on_progress is not None:
-                self._on_progress(min(1.0, self._spent + share * progress))
+                self._on_progress(min(1.0, self.spent + share * progress))
             self._aside += time.perf_counter() - start
 
         with seeded(self.seed, f"{name}/training"):
@@ -205,7 +209,7 @@ class Bench:
                 )
                 self._task_end(step, model)
         self.seconds += cost["seconds"]
-        self._spent += share
+        self.spent += share
         counts = step.run.counts
         self.count(forward=counts.forward, backward=counts.backward, steps=counts.steps)
         self.peak_bytes = max(self.peak_bytes, cost["peak_bytes"] + held_bytes(step))
@@ -213,7 +217,7 @@ class Bench:
 
     def keep(self, rows: Tensor) -> None:
         """Train on these rows of the training part only from now on `(n,)`; a further call keeps what is in both."""
-        self._rows = rows if self._rows is None else self._rows[torch.isin(self._rows, rows)]
+        self.rows = rows if self.rows is None else self.rows[torch.isin(self.rows, rows)]
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
@@ -303,6 +307,7 @@ class Bench:
             views=_views(methods),
             groups=examples.groups,
             strong=any("strong" in method.needs for method in methods),
+            kind_of_views=self.recipe.views,
         )
 
     def _plain(self, methods: Sequence[Method], part: str, rows: Tensor | None) -> BatchLoader | None:
@@ -311,13 +316,9 @@ class Bench:
             return None
         examples = self._examples(part)
         return BatchLoader(
-            examples.inputs,
-            self._targets(examples),
-            batch_size=self.recipe.batch_size,
-            shuffle=False,
-            normaliser=self.splits.normaliser,
-            rows=rows,
-        )
+            examples.inputs, self._targets(examples), batch_size=self.recipe.batch_size, shuffle=False,
+            normaliser=self.splits.normaliser, rows=rows,
+        )  # fmt: skip
 
     def _streams(self, methods: Sequence[Method], name: str) -> dict[str, BatchLoader]:
         """Loaders of what the methods ask for beside the training examples; never of the test part."""
@@ -335,6 +336,7 @@ class Bench:
                     normaliser=self.splits.normaliser,
                     augment=self.recipe.augment if stream == "unlabelled" else "none",
                     views="weak-strong" if (stream, strong) == ("unlabelled", True) else 0,
+                    kind_of_views=self.recipe.views if stream == "unlabelled" else "plain",
                 )
         return streams
 
@@ -343,7 +345,7 @@ class Bench:
         whole = self.budget.part(share)
         if whole.kind != "compute":
             return whole
-        debt = max(0.0, self.counts.passes - self._spent * self.budget.amount)
+        debt = max(0.0, self.counts.passes - self.spent * self.budget.amount)
         return Budget("compute", max(0.0, whole.amount - debt))
 
     def metrics_of(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from repertory import datasets
+from repertory.core.method import Method
 from repertory.core.step import Step
 from repertory.datasets import Dataset
 from repertory.datasets.dataset import CLASSIFIED
@@ -17,6 +18,7 @@ from repertory.recipe import Part, Recipe
 from repertory.scenarios.bench import streams_needed
 from repertory.scenarios.methods import Arm
 from repertory.scenarios.registry import scenario as scenario_of
+from repertory.training.augment import VIEWS
 from repertory.training.build import build_learner, build_methods, build_part
 from repertory.training.learner import Learner
 
@@ -71,6 +73,7 @@ def chosen_recipe(
     lr: float | None = None,
     batch_size: int | None = None,
     augment: str | None = None,
+    views: str | None = None,
 ) -> tuple[Recipe, str]:
     """Return the baseline recipe with what the user chose, and why it has that model.
 
@@ -95,7 +98,22 @@ def chosen_recipe(
         if dataset.modality != "image" and augment != "none":
             raise OptionError(f"augment={augment!r} needs images, but the data are a {dataset.modality}; leave it out")
         recipe = recipe.replace(augment=augment)
+    if views is not None:
+        check_choice("views", views, VIEWS)
+        if views == "photo":
+            _check_photos(dataset)
+        recipe = recipe.replace(views=views)
     return recipe, "as given" if model is not None else reason
+
+
+def _check_photos(dataset: Dataset) -> None:
+    if dataset.modality != "image":
+        raise OptionError(f"views='photo' needs images, but the data are a {dataset.modality}; leave it out")
+    if dataset.in_shape[0] not in (1, 3):
+        raise OptionError(
+            f"views='photo' needs images of 1 or 3 channels, but those of {dataset.name} have {dataset.in_shape[0]}; "
+            "leave it out"
+        )
 
 
 def check_arm(each: Arm, dataset: Dataset) -> Learner:
@@ -118,6 +136,8 @@ def check_arm(each: Arm, dataset: Dataset) -> Learner:
                 raise ConflictError(
                     f"{of_images[0]} needs images, but the data are a {dataset.modality}; leave it out, or give images"
                 )
+            if dataset.modality == "graph":
+                _refuse_views(methods)
             offered = {"validation"} | ({"unlabelled"} if dataset.some_unlabelled else set())
             Step(
                 learner.network,
@@ -139,3 +159,12 @@ def check_arm(each: Arm, dataset: Dataset) -> Learner:
     except TypeError as error:
         raise OptionError(f"{each.label}: {error}") from error
     return learner
+
+
+def _refuse_views(methods: list[Method]) -> None:
+    for method in methods:
+        if changed := sorted(method.needs & {"views", "strong", "change", "views:weak-strong"}):
+            raise ConflictError(
+                f"{method.slug} needs changed versions of the inputs ({changed[0]}), and of graphs there are none; "
+                "leave it out"
+            )

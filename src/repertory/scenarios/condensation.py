@@ -75,6 +75,8 @@ def baseline(dataset: Dataset, model: Part, *, epochs: int | None = None) -> Rec
     recipe = recipe.replace(
         batch_size=min(count, _LARGEST_BATCH),
         sampler=Part("repertory.core.sampling:RepeatedRows", {"times": _PASSES}),
+        # What is condensed are no photos: the light of made images may lie beyond black and white.
+        views="plain",
     )
     return condensed_by(recipe, Part("repertory.curation.condensing:RealExamples"))
 

@@ -44,6 +44,7 @@ def fit(
     lr: float | None = None,
     batch_size: int | None = None,
     augment: str | None = None,
+    views: str | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
     logger: str | None = None,
@@ -70,6 +71,7 @@ def fit(
         lr: learning rate.
         batch_size: examples a step, over all devices.
         augment: "none", "shift" or "flip-shift".
+        views: "plain" or "photo": what changed versions of the inputs are made of, for methods that ask for them.
         image_size: side to which images of a folder are brought.
         skip_bad: go on without unreadable images.
         logger: "csv" or "tensorboard": writes losses and metrics to `out/logs`.
@@ -101,7 +103,7 @@ def fit(
     setting = scenario_of(kind)
     dataset = setting.view(dataset)
     recipe, _ = chosen_recipe(
-        dataset, scenario=kind, model=model, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment
+        dataset, scenario=kind, model=model, epochs=epochs, lr=lr, batch_size=batch_size, augment=augment, views=views
     )
     wanted = arm(methods, recipe, dataset.task, kind) if methods else Arm("baseline", (), recipe)
     untrained = check_arm(wanted, dataset)
@@ -150,6 +152,7 @@ def fit(
             "cost": outcome.cost,
             "command": command,
             "fingerprint": fingerprint,
+            **outcome.about,
         }
         save_model(folder, weights, wanted.recipe, dataset, outcome.splits, about, outcome.after)
         for name, columns in outcome.tables.items():

@@ -69,8 +69,9 @@ class UnevenBench(NoisyBench):
     def __init__(self, *given: object, **more: object) -> None:
         super().__init__(*given, **more)  # type: ignore[arg-type]
         self.metric = "balanced_accuracy"
+        # Those of the data as they came: a method may add examples for a while.
+        self._sizes = self.splits.train.targets.bincount(minlength=self.outputs)
 
     def metrics_of(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Return the metrics of outputs `(examples, classes)`, with those of the classes."""
-        counts = self.splits.train.targets.bincount(minlength=self.outputs)
-        return {**super().metrics_of(outputs, targets), **shot_accuracies(outputs.argmax(1), targets, counts)}
+        return {**super().metrics_of(outputs, targets), **shot_accuracies(outputs.argmax(1), targets, self._sizes)}

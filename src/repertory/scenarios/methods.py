@@ -19,7 +19,7 @@ _SLOTS = ("model", "criterion", "optimizer", "sampler", "objective")
 """Slots that hold one part, so that two methods cannot both fill them."""
 
 
-_AS_SUPERVISED = ("noisy_labels", "long_tail", "noisy_long_tail", "bags", "distillation")
+_AS_SUPERVISED = ("noisy_labels", "long_tail", "noisy_long_tail", "bags", "distillation", "graph_shift")
 """Scenarios that train as supervised learning does, and judge otherwise."""
 _GIVEN = {"pairs": "the data are pairs of texts", "segmentation": "each pixel has its own"}
 """What data without a class an example have, by task."""

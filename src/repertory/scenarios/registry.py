@@ -33,6 +33,8 @@ SCENARIOS: tuple[str, ...] = (
     "weak_segmentation",
     "distillation",
     "bags",
+    "graph_shift",
+    "category_discovery",
 )
 """Names of the scenarios, each a module of this folder; the first that suits is taken."""
 
@@ -52,6 +54,7 @@ class Outcome:
         tables: further results as columns of plain values, by name, to be kept as Parquet files.
         neighbours: queries with what they found, as `repertory.retrieval.sheet` makes them.
         after: the parts of the recipe's slot `after`, as they were built and applied.
+        about: what predictions need to know beside the model, plain values, to be kept with it.
     """
 
     learner: Learner
@@ -62,6 +65,7 @@ class Outcome:
     tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict, repr=False)
     neighbours: list[dict[str, Any]] = field(default_factory=list, repr=False)
     after: list[Any] = field(default_factory=list, repr=False)
+    about: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Settings(TypedDict, total=False):
@@ -156,6 +160,8 @@ def refuse_options(dataset: Dataset, name: str) -> None:
         raise OptionError(
             f"{dataset.name} has masks, which scenario {name} has no use for; add --scenario {' or '.join(_OF_MASKS)}"
         )
+    if dataset.modality == "graph" and name != "graph_shift":
+        raise OptionError(f"{dataset.name} has graphs, which scenario {name} does not take; add --scenario graph_shift")
     if dataset.points is not None and name != "weak_segmentation":
         raise OptionError(
             f"{dataset.name} has extreme points in place of training masks, which scenario {name} has no use for; add "
@@ -193,6 +199,8 @@ def asked_for(dataset: Dataset) -> tuple[str, ...]:
     """Return the scenarios that the data are made for: one that reads their options, or all."""
     if dataset.points is not None:
         return ("weak_segmentation",)
+    if dataset.modality == "graph":
+        return ("graph_shift",)
     for reader in READERS:
         if dataset.asked_by(reader):
             return (reader,)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from repertory.datasets import Dataset, Splits
+import torch
+
+from repertory.datasets import BUILTIN, Dataset, Splits
 from repertory.recipe import Part, Recipe
 from repertory.scenarios.accounts import cost_of, refuse_non_finite
 from repertory.scenarios.bench import Bench
@@ -16,6 +18,8 @@ from repertory.training.loaders import BatchLoader
 
 __all__ = ["baseline", "budget_of", "default_model", "main_metric", "run", "view"]
 _EPOCHS = 30
+_PHOTO = 48
+"""Shorter side in pixels from which on own colour images are taken for photos."""
 
 
 def default_model(dataset: Dataset) -> tuple[Part, str]:
@@ -29,6 +33,8 @@ def default_model(dataset: Dataset) -> tuple[Part, str]:
         return Part(
             "repertory.models.small:conv1d"
         ), "a small 1-d convolutional network, since the inputs are sequences"
+    if dataset.modality == "graph":
+        return Part("repertory.models.gin:GIN"), "a graph isomorphism network, since the inputs are graphs"
     return Part("repertory.models.small:mlp"), "a small multilayer perceptron, since the inputs are rows of a table"
 
 
@@ -37,7 +43,8 @@ def baseline(dataset: Dataset, model: Part, *, epochs: int | None = None) -> Rec
 
     Args:
         dataset: its size sets the batch size, its origin the augmentation (photos are shifted and mirrored, built-in
-            data and tables are not).
+            data and tables are not) and the kind of views (those of photos for a user's own colour images of 48 pixels
+            a side or more).
         model: the network.
         epochs: passes over the training set; 30 when not given.
     """
@@ -53,7 +60,14 @@ def baseline(dataset: Dataset, model: Part, *, epochs: int | None = None) -> Rec
         epochs=epochs or _EPOCHS,
         batch_size=64 if examples >= 640 else max(8, examples // 10),
         augment="flip-shift" if photos else "none",
+        views="photo" if _own_photos(dataset) else "plain",
     )
+
+
+def _own_photos(dataset: Dataset) -> bool:
+    """Whether the data are colour images of the user's own, large enough that a part of one still shows something."""
+    colour = dataset.modality == "image" and dataset.in_shape[0] == 3 and dataset.inputs.dtype == torch.uint8
+    return colour and min(dataset.in_shape[1:]) >= _PHOTO and dataset.spec.partition("?")[0] not in BUILTIN
 
 
 def budget_of(kind: str, recipe: Recipe, dataset: Dataset, splits: Splits, seconds_per_epoch: float = 0.0) -> Budget:

@@ -65,6 +65,7 @@ TINY: dict[str, Tiny] = {
     "dc": Tiny(options={"iterations": 2, "updates": 2, "passes": 1, "batch": 3}),
     "dcc": Tiny(options={"iterations": 2, "updates": 2, "passes": 1, "batch": 3, "outer_warmup": 0.5}),
     "dash": Tiny(options={"warmup": 0.25, "decay_every": 0.25}),
+    "dfu-ensemble": Tiny(options={"members": 2, "ratio": 2.0}),
     "ebv": Tiny(arguments={"classes": 3}),
     "ferkd": Tiny(
         options={"crops": 2, "stored": 4, "smallest": 0.7, "low": 0.0, "top": 1.0},
@@ -75,6 +76,7 @@ TINY: dict[str, Tiny] = {
     "fira": Tiny(arguments={"rank": 0.5}, options={"rank": 0.5}),
     "graph-reranking": Tiny(arguments={"k1": 2, "k2": 1}, options={"k1": 3}),
     "instance-classifier": Tiny(options={"hardest": 3, "dim": 4}),
+    "grow-and-merge": Tiny(options={"new": 2, "k": 1, "consistency": 1.0, "quantile": 0.05, "novelty": "energy"}),
     "icl-newton": Tiny(arguments={"layers": 2, "width": 8, "heads": 2, "steps": 5, "batch": 8, "tasks": 32}),
     "matryoshka": Tiny(
         arguments={"criterion": nn.CrossEntropyLoss(), "sizes": (2, 4)}, options={"dim": 4, "sizes": [2, 4]}

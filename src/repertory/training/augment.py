@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def shift(images: Tensor, generator: torch.Generator) -> Tensor:
         images: `(batch, channels, height, width)` of any type.
         generator: CPU generator of the draws.
     """
-    return _taken(images, *_places(images, generator))
+    return moved(images, drawn_moves(images, generator))
 
 
 def flip_shift(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -29,25 +29,43 @@ def flip_shift(images: Tensor, generator: torch.Generator) -> Tensor:
         images: `(batch, channels, height, width)` of any type.
         generator: CPU generator of the draws.
     """
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
-    rows, columns = _places(images, generator)
-    return _taken(images, rows, torch.where(mirrored[:, None], images.shape[3] - 1 - columns, columns))
+    return moved(images, drawn_moves(images, generator, mirror=True))
 
 
-def _places(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The rows `(batch, height)` and columns `(batch, width)` that shifted images are made of."""
-    batch, _, height, width = images.shape
-    found = []
-    for side in (height, width):
+def drawn_moves(images: Tensor, generator: torch.Generator, mirror: bool = False) -> dict[str, Tensor]:
+    """Draw what `shift`, or with `mirror` what `flip_shift`, does to each image.
+
+    Args:
+        images: `(batch, channels, height, width)`.
+        generator: CPU generator of the draws.
+        mirror: whether half of the images are mirrored.
+
+    Returns:
+        `mirrored` `(batch,)` bool, before the shift; `shift` `(batch, 2)` int64: by how many pixels up and left.
+    """
+    mirrored = torch.zeros(len(images), dtype=torch.bool)
+    if mirror:
+        mirrored = torch.rand(len(images), generator=generator) < 0.5
+    shifts = []
+    for side in images.shape[2:]:
         most = max(1, side // 8)
-        first = torch.randint(2 * most + 1, (batch,), generator=generator) - most
-        found.append((first[:, None] + torch.arange(side)).clamp(0, side - 1))
-    return found[0], found[1]
+        shifts.append(torch.randint(2 * most + 1, (len(images),), generator=generator) - most)
+    return {"mirrored": mirrored, "shift": torch.stack(shifts, 1)}
 
 
-def _taken(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Images made of the given rows and columns of each, in one pass over their pixels."""
+def moved(images: Tensor, moves: Mapping[str, Tensor]) -> Tensor:
+    """Mirror and shift images, edges repeated, as `drawn_moves` says, in one pass over their pixels.
+
+    Args:
+        images: `(batch, channels, height, width)` of any type.
+        moves: what is done to each.
+    """
     batch, channels, height, width = images.shape
+    rows, columns = (
+        (first[:, None] + torch.arange(side)).clamp(0, side - 1)
+        for first, side in zip(moves["shift"].unbind(1), (height, width))
+    )
+    columns = torch.where(moves["mirrored"][:, None], width - 1 - columns, columns)
     flat = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, height * width).to(images.device)
     return images.flatten(2).gather(2, flat.expand(batch, channels, height * width)).view_as(images)
 
@@ -198,3 +216,6 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor] | None] = {
     "flip-shift": flip_shift,
 }
 """What a recipe's `augment` slot may name."""
+
+VIEWS = ("plain", "photo")
+"""What a recipe's `views` slot may name: the views above, or those of `repertory.training.photo_views`."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from repertory.core.dense import IGNORED
 from repertory.training.evaluate import predict
 
-_LOGITS = 2**23
+LOGITS = 2**23
 """Most logits held at a time."""
 
 
@@ -83,6 +83,6 @@ def mask_metrics(counts: Tensor) -> dict[str, float]:
 def _masks(
     model: nn.Module, inputs: Tensor, classes: int, normaliser: Callable[[Tensor], Tensor] | None
 ) -> Iterator[Tensor]:
-    size = max(1, _LOGITS // (classes * inputs[0, 0].numel()))
+    size = max(1, LOGITS // (classes * inputs[0, 0].numel()))
     for part in inputs.split(size):
         yield predict(model, part, normaliser, chunk=size).argmax(1).to(torch.uint8)

@@ -27,6 +27,8 @@ higher_is_better |= dict.fromkeys(("bag_auc", "bag_accuracy", "instance_auc", "i
 higher_is_better |= dict.fromkeys(("compatibility", "cross_version", "new_on_old"), True)
 higher_is_better |= dict.fromkeys(("probe_accuracy", "knn_accuracy"), True)
 higher_is_better |= {"agreement": True, "teacher_accuracy": True}
+higher_is_better |= {"in_distribution_accuracy": True, "worst_environment_accuracy": True}
+higher_is_better |= {"known_accuracy": True, "discovery": True, "known_forgetting": False}
 """Direction of each metric."""
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from repertory.core.distributed import rank, world_size
 from repertory.core.randomness import generator_for
 from repertory.errors import DataError, OptionError, check_choice, check_number
-from repertory.training.augment import AUGMENTATIONS, random_view, strong_view, turned_view
+from repertory.training.augment import AUGMENTATIONS, VIEWS, drawn_moves, moved, random_view, strong_view, turned_view
 
 Sampler = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """Decides the order of an epoch: takes the rows that may be used `(n,)`, their targets `(n, ...)` and a generator, and
@@ -47,6 +47,11 @@ class BatchLoader:
             or "turned": two versions of images turned by any angle, with `angle`, that of each in radians `(batch, 2)`,
             and `change`, cosine and sine of the angle from the first to the second `(batch, 2)`.
         strong: whether batches have, under `strong`, a `strong_view` of each input, augmented by a draw of its own.
+        kind_of_views: "plain" for those above, made of the normalised inputs; "photo" for a `photo_view` of the inputs
+            as they are given (uint8, or from 0 to 1) in place of a randomly changed one, not augmented besides, and a
+            `strong_photo_view` in place of a strong one, normalised after. Batches then have `view_parameters`, one
+            mapping a view, and `strong_parameters`: what was drawn for each image; of an augmented one also how it was
+            augmented, `repertory.training.augment.drawn_moves`. Turned versions are the same for both.
         groups: which examples belong together `(examples,)`, int64, under `group` of the batches; None leaves it out.
 
     >>> loader = BatchLoader(torch.arange(5.0), torch.zeros(5), batch_size=2, shuffle=False)
@@ -69,12 +74,20 @@ class BatchLoader:
         sampler: Sampler | None = None,
         views: int | Literal["weak-strong", "turned"] = 0,
         strong: bool = False,
+        kind_of_views: str = "plain",
         groups: Tensor | None = None,
     ) -> None:
         check_number("batch_size", batch_size, minimum=1, integer=True)
         check_choice("augment", augment, AUGMENTATIONS)
+        check_choice("kind_of_views", kind_of_views, VIEWS)
         if not isinstance(views, int):
             check_choice("views", views, ("weak-strong", "turned"))
+        photos = kind_of_views == "photo" and (strong or views not in (0, "turned"))
+        if photos:
+            # Here, since torchvision takes longer to import than all else.
+            from repertory.training.photo_views import check_photos
+
+            check_photos(inputs)
         self._small = inputs.numel() * 4 <= _KEPT
         self._normaliser = normaliser
         self._inputs = normaliser(inputs) if normaliser is not None and self._small else inputs
@@ -86,7 +99,9 @@ class BatchLoader:
         self._seed = seed
         self._name = name
         self._shuffle = shuffle
-        self._augment = AUGMENTATIONS[augment]
+        self._augment, self._augmentation = AUGMENTATIONS[augment], augment
+        # Views of photos are made before normalisation; this is no copy.
+        self._raw = inputs if photos else None
         self._views = views
         self._strong = strong
         self.sampler = sampler
@@ -116,13 +131,15 @@ class BatchLoader:
             batch: dict[str, Any] = {"input": self._take(index), "target": self._target(index), "index": index}
             if self._groups is not None:
                 batch["group"] = self._groups[index]
-            if self._views == "weak-strong":
-                batch["views"] = [batch["input"], self._view(index, "strong view", strong_view)]
-            elif self._views == "turned":
+            if self._views == "turned":
                 batch |= self._turned(index)
-            elif self._views:
+            if self._raw is not None:
+                batch |= self._photos(_rows(self._raw, index), batch["input"])
+            elif self._views == "weak-strong":
+                batch["views"] = [batch["input"], self._view(index, "strong view", strong_view)]
+            elif isinstance(self._views, int) and self._views:
                 batch["views"] = [self._view(index, f"view {n}", random_view) for n in range(self._views)]
-            if self._strong:
+            if self._strong and self._raw is None:
                 batch["strong"] = self._view(index, "strong view", strong_view)
             yield batch
         self.epoch += 1
@@ -223,6 +240,32 @@ class BatchLoader:
         inputs, generator = self._read(index), self._generator(name)
         return change(inputs if self._augment is None else self._augment(inputs, generator), generator)
 
+    def _photos(self, raw: Tensor, weak: Tensor) -> dict[str, Any]:
+        """What batches have of views of photos, and what was drawn for them."""
+        from repertory.training.photo_views import photo_view, strong_photo_view
+
+        batch: dict[str, Any] = {}
+        normalise = self._normaliser or (lambda images: images)
+        if isinstance(self._views, int) and self._views:
+            made = [photo_view(raw, self._generator(f"view {n}")) for n in range(self._views)]
+            batch["views"] = [normalise(images) for images, _ in made]
+            batch["view_parameters"] = [drawn for _, drawn in made]
+        if self._strong or self._views == "weak-strong":
+            generator = self._generator("strong view")
+            moves = self._moves(raw, generator)
+            images, drawn = strong_photo_view(moved(raw, moves) if moves else raw, generator)
+            strong, drawn = normalise(images), {**moves, **drawn}
+            if self._views == "weak-strong":
+                batch["views"] = [weak, strong]
+                batch["view_parameters"] = [self._moves(raw, self._generator("augment")), drawn]
+            if self._strong:
+                batch |= {"strong": strong, "strong_parameters": drawn}
+        return batch
+
+    def _moves(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw what the augmentation does to each image, nothing where there is none."""
+        return {} if self._augment is None else drawn_moves(images, generator, self._augmentation == "flip-shift")
+
     def _turned(self, index: Tensor) -> dict[str, Any]:
         made = [turned_view(self._read(index), self._generator(f"turned view {n}")) for n in range(2)]
         angles = torch.stack([angle for _, angle in made], 1)
@@ -231,12 +274,17 @@ class BatchLoader:
         return {"views": [images for images, _ in made], "angle": angles, "change": change}
 
     def _read(self, index: Tensor) -> Tensor:
-        inputs = self._inputs[index]
+        inputs = _rows(self._inputs, index)
         return self._normaliser(inputs) if self._normaliser is not None and not self._small else inputs
 
     def _generator(self, name: str) -> torch.Generator:
         # The draw depends on the place in the run only, so that a resumed run draws the same.
         return generator_for(self._seed, f"{self._name}/{name}/{self.epoch}/{self.position}/{rank()}")
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    # Several times as fast as `values[index]`.
+    return values.index_select(0, index.to(values.device))
 
 
 def _too_small(batch_size: int) -> OptionError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ class MaskPredictions:
 
     Args:
         ids: name of each image: its file, or its row.
-        masks: uint8 `(examples, height, width)`, of the size that the network takes.
+        masks: uint8 `(height, width)` of each, of the size of its file, or else of what the network takes. Those of
+            files are predicted as they are asked for.
         classes: names of the classes.
     """
 
     ids: list[str]
-    masks: Tensor
+    masks: Sequence[Tensor] | Tensor
     classes: tuple[str, ...]
 
     def rows(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from repertory.datasets import Dataset, Encoder, Normaliser, Splits
+from repertory.datasets.new_bags import bags_of
 from repertory.errors import DataError, UserError
 from repertory.recipe import Recipe, locate
+from repertory.training.bag_predictions import DEFAULTS, BagPredictions, number_bags, score_bags
 from repertory.training.build import build_learner
 from repertory.training.dense import predict_masks
 from repertory.training.evaluate import embed, predict
+from repertory.training.image_masks import ImageMasks
 from repertory.training.learner import Learner
 from repertory.training.mask_files import MaskPredictions
 
@@ -34,25 +38,33 @@ class Predictions:
         ids: name of each input: its file, or the row of the table.
         outputs: logits `(examples, classes)`, or values `(examples, 1)` in the target's unit.
         classes: names of the classes, empty for regression.
+        columns: what else is known of each input, by name.
     """
 
     ids: list[str]
     outputs: Tensor
     classes: tuple[str, ...]
+    columns: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one mapping an input: `input`, and `prediction` with the `probability` of each class, or the value."""
+        """Return one mapping an input: `input`, and `prediction` with the `probability` of each class, or the value.
+
+        Further columns stand after `input`.
+        """
+        further = [dict(zip(self.columns, values)) for values in zip(*self.columns.values())] or [{}] * len(self.ids)
         if not self.classes:
-            return [{"input": i, "prediction": float(v)} for i, v in zip(self.ids, self.outputs.flatten())]
+            values = self.outputs.flatten().tolist()
+            return [{"input": i, **more, "prediction": v} for i, more, v in zip(self.ids, further, values)]
         probabilities = self.outputs.softmax(1)
         return [
             {
                 "input": name,
+                **more,
                 "prediction": self.classes[int(row.argmax())],
                 "probability": round(float(row.max()), 6),
                 **{f"p({label})": round(float(p), 6) for label, p in zip(self.classes, row)},
             }
-            for name, row in zip(self.ids, probabilities)
+            for name, more, row in zip(self.ids, further, probabilities)
         ]
 
 
@@ -91,25 +103,68 @@ class SavedModel(nn.Module):
         output: Tensor = self.learner(self.normaliser(inputs))
         return output
 
-    def predict(self, data: str | Path | Tensor) -> Predictions | MaskPredictions:
+    def predict(
+        self, data: str | Path | Tensor, *, bags: Sequence[Any] | None = None, instances: bool = False
+    ) -> Predictions | MaskPredictions | BagPredictions:
         """Predict for a path (image, folder of images, table, array) or a batch of raw inputs.
 
+        Args:
+            data: a path, or raw inputs `(batch, ...)`.
+            bags: of a model of the scenario bags, the bag of each input; by default the column or array of the training
+                data, or the folder that an image is in.
+            instances: of a model of the scenario bags, predict single instances, which need no bags.
+
         Returns:
-            One prediction an input; masks of a model of the scenario segmentation.
+            One prediction an input; masks of a model of the scenario segmentation, of the size of each image; one
+            prediction a bag of a model of the scenario bags, with those of the instances.
 
         Raises:
-            DataError: if the path cannot be read, or the inputs have another shape than in training.
+            DataError: if the path cannot be read, the inputs have another shape than in training, or nothing says which
+                are of one bag.
+            UserError: if the model predicts nothing, or bags are given to one of another scenario.
         """
+        if self.about["task"] != "bags" and (bags is not None or instances):
+            raise UserError(
+                f"bags and instances are for models of the scenario bags; this one was trained for "
+                f"{self.about['task']}: leave them out"
+            )
         if self.about["task"] == "pairs":
             raise UserError(
                 "a model of pairs of texts predicts nothing, it embeds texts to search by; in Python call embed and "
                 "embed_queries of what repertory.load returns"
             )
+        if self.about["task"] == "segmentation" and _images_at(data):
+            files, ids = self.encoder.image_files(str(data))
+            channels, height, width = self.encoder.shape
+            shape = channels, height, width
+            own = ImageMasks(self.learner, files, shape, len(self.classes), self.normaliser)
+            return MaskPredictions(ids, own, self.classes)
         inputs, ids = self._read(data)
         if self.about["task"] == "segmentation":
             masks = predict_masks(self.learner, inputs, len(self.classes), self.normaliser)
             return MaskPredictions(ids, masks, self.classes)
+        if self.about["task"] == "bags":
+            return self._predict_bags(data, inputs, ids, bags, instances)
         return Predictions(ids, predict(self.learner, inputs, self.normaliser), self.classes)
+
+    def _predict_bags(
+        self, data: str | Path | Tensor, inputs: Tensor, ids: list[str], bags: Sequence[Any] | None, instances: bool
+    ) -> Predictions | BagPredictions:
+        kept = {**DEFAULTS, **self.about.get("bags", {})}
+        if bags is None and not isinstance(data, Tensor):
+            bags = bags_of(str(data), ids, self.encoder.kind, kept["column"], required=not instances)
+        if bags is None and not instances:
+            raise DataError("nothing says which inputs are of one bag; give bags=, or ask for instances=True")
+        if bags is None:
+            return Predictions(ids, predict(self.learner, inputs, self.normaliser), self.classes)
+        names, groups = number_bags(bags, len(inputs))
+        outputs, scores, weights = score_bags(self.learner, inputs, groups, self.normaliser, kept["pool"])
+        columns: dict[str, Sequence[Any]] = {"bag": [names[number] for number in groups.tolist()]}
+        if weights is not None:
+            columns["weight"] = [round(weight, 6) for weight in weights.tolist()]
+        each = Predictions(ids, outputs, self.classes, columns)
+        sizes = groups.bincount().tolist()
+        return each if instances else BagPredictions(names, scores, kept["threshold"], sizes, self.classes, each)
 
     def embed(self, data: str | Path | Tensor) -> tuple[Tensor, list[str]]:
         """Return what a path or a batch of raw inputs is searched by, and a name for each.
@@ -151,9 +206,11 @@ class SavedModel(nn.Module):
         else:
             inputs, ids = self.encoder.encode(str(data))
         # A model of pairs takes passages one by one.
-        shape = tuple(self.about["in_shape"])[1 if self.encoder.kind == "text" else 0 :]
-        if tuple(inputs.shape[1:]) != shape:
-            raise DataError(f"the inputs have shape {tuple(inputs.shape[1:])}, the model was trained on {shape}")
+        shape = tuple(self.about["in_shape"])[1 if self.encoder.kind in ("text", "graph") else 0 :]
+        # New graphs may be larger than those of the training.
+        given = tuple(inputs.shape[2 if self.encoder.kind == "graph" else 1 :])
+        if given != shape:
+            raise DataError(f"the inputs have shape {given}, the model was trained on {shape}")
         return inputs, ids
 
 
@@ -236,6 +293,10 @@ def load(folder: str | Path, *, trust: bool = False) -> SavedModel:
         ) from error
 
 
+def _images_at(data: str | Path | Tensor) -> bool:
+    return not isinstance(data, Tensor) and Path(data).suffix.lower() not in {".npy", ".npz"}
+
+
 def _read(folder: Path, trust: bool) -> SavedModel:
     import yaml
     from safetensors.torch import load_file
@@ -256,11 +317,14 @@ def _read(folder: Path, trust: bool) -> SavedModel:
         plain = dataclasses.replace(recipe.model, options={**recipe.model.options, "pretrained": False})
         recipe = recipe.replace(model=plain)
     learner = build_learner(recipe, in_shape, outputs, seed=0, dense=about["task"] == "segmentation")
+    if recipe.objective is not None and _own(recipe.objective.factory.partition(":")[0]):
+        found = recipe.objective.build()
+        learner = found.rebuild(learner, outputs) if hasattr(found, "rebuild") else learner
     refiners = []
     for number, part in enumerate(recipe.after):
         made = part.build()
         if hasattr(made, "rebuild"):
-            learner = made.rebuild(learner, outputs)
+            learner = made.rebuild(learner, outputs, **_asked(made, recipe, in_shape, outputs))
         if hasattr(made, "refinement"):
             start = f"{_AFTER}{number}."
             held = [name for name in tensors if name.startswith(start)]
@@ -275,6 +339,16 @@ def _read(folder: Path, trust: bool) -> SavedModel:
             f"{folder}: the weights do not fit the recipe's network ({reason[:160]}); train it again"
         ) from error
     return SavedModel(learner, recipe, encoder, normaliser, about, refiners).eval()
+
+
+def _asked(made: Any, recipe: Recipe, in_shape: tuple[int, ...], outputs: int) -> dict[str, Any]:
+    """What a part wants for rebuilding beside the network: `fresh(**options)`, one with other options of the model."""
+
+    def fresh(**options: Any) -> Learner:
+        model = dataclasses.replace(recipe.model, options={**recipe.model.options, **options})
+        return build_learner(recipe.replace(model=model), in_shape, outputs, seed=0)
+
+    return {"fresh": fresh} if "fresh" in inspect.signature(made.rebuild).parameters else {}
 
 
 def _check_origin(folder: Path, recipe: Recipe) -> None:

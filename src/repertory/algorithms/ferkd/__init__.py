@@ -49,9 +49,10 @@ import torch
 from torch import Tensor
 
 from repertory.algorithms.ferkd.bank import LabelBank
-from repertory.algorithms.ferkd.crops import draw_boxes, replay
+from repertory.algorithms.ferkd.crops import replay
 from repertory.algorithms.ferkd.labels import DROPPED, HARD, IMPORTANT, calibrated, regions, selfmix
 from repertory.card import Card
+from repertory.core.crops import draw_boxes
 from repertory.core.distributed import gather_rows, own_rows, world_size
 from repertory.core.method import Inner, Method
 from repertory.core.state import Run, State

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repertory.algorithms.ferkd.crops import draw_boxes, replay
+from repertory.algorithms.ferkd.crops import replay
+from repertory.core.crops import draw_boxes
 from repertory.core.distributed import gather_rows
 from repertory.core.storage import IN_MEMORY, Storage
 from repertory.core.top_k import TopKTable

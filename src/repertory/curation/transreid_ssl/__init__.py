@@ -48,9 +48,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repertory.algorithms.simclr import SimCLR
 from repertory.card import Card
 from repertory.curation.transreid_ssl.forgetting import cfs_scores, dataset_gap, forgetting, select
-from repertory.curation.transreid_ssl.objective import TwoViews
 from repertory.errors import check_choice, check_number
 from repertory.recipe import Part, Recipe
 
@@ -86,10 +86,12 @@ CARD = Card(
     ),
 )
 
-__all__ = ["CARD", "CFS", "TwoViews", "cfs_scores", "dataset_gap", "edit", "forgetting", "select"]
+__all__ = ["CARD", "CFS", "cfs_scores", "dataset_gap", "edit", "forgetting", "select"]
 
 _ADAPTATION_LR = 0.1
 """Factor on the learning rate while the model is adapted: a pull towards the target, not a training of its own."""
+_PROJECTION = 64
+"""Numbers in which views are compared."""
 
 
 class CFS:
@@ -110,7 +112,7 @@ class CFS:
     Notes:
         The released code ships a sorted list of files, not how it was made; distance and schedules here follow the
         paper's outline. Self-supervised training there is DINO on vision transformers; here it is whatever network the
-        recipe has, with a contrastive objective.
+        recipe has, with the contrastive objective of SimCLR.
 
     Reference: Luo, Wang, Xu, Ding, Zhou, Wang, Li, Jin, https://arxiv.org/abs/2111.12084.
     """
@@ -141,7 +143,7 @@ class CFS:
     def scores(self, bench: Any) -> Tensor:
         """Return each training example's score `(examples,)`, on the CPU."""
         target = "validation" if bench.splits.unlabelled is None else "unlabelled"
-        objective, name = TwoViews(self.temperature), "transreid-ssl"
+        objective, name = SimCLR(self.temperature, _PROJECTION), "transreid-ssl"
         spent = self.share * self.adaptation
         model = bench.train(bench.fresh_model(name), self.share - spent, name=f"{name}-source", objective=objective)
         before, _ = bench.features(model, "train")

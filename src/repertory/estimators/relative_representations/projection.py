@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from repertory.core.neighbours import nearest_neighbours, similarities
 from repertory.errors import DataError, check_choice, check_number
+from repertory.layers.embedding import unit_rows
 
 SIMILARITIES = ("cosine", "angular", "euclidean", "l1", "basis")
 MEASURES = ("cosine", "jaccard", "mrr")
@@ -45,7 +46,8 @@ def relative_projection(
         center: subtract the mean of the anchors from both first, so that a translation of the space changes nothing.
 
     Returns:
-        `(rows, anchors)` times the number of similarities, in float32 or wider. A zero latent has cosine 0 with all.
+        `(rows, anchors)` times the number of similarities, in float32 or wider. A zero latent has cosine 0 with all,
+        and no gradient from it.
 
     Raises:
         OptionError: if there is no such similarity.
@@ -76,7 +78,7 @@ def _projected(latents: Tensor, anchors: Tensor, similarity: str) -> Tensor:
         # The shortcut by matrix products is off by far more than rounding where rows are near each other.
         exact = "donot_use_mm_for_euclid_dist"
         return torch.cdist(latents, anchors, p=2.0 if similarity == "euclidean" else 1.0, compute_mode=exact)
-    cosines = normalize(latents, dim=1) @ normalize(anchors, dim=1).T
+    cosines = unit_rows(latents) @ unit_rows(anchors).T
     if similarity == "cosine":
         return cosines
     inside = cosines.abs() < _INSIDE

@@ -107,11 +107,12 @@ def top_k_values(scores: Tensor, found: Positives, k: int | str, alpha: float, i
         check_number("k", k, minimum=1, below=scores.shape[1], integer=True)
         wanted = scores.new_full((len(scores),), float(k))
     others = scores.shape[1] - (0 if ignored is None else ignored.sum(1))
-    # Of a row in which everything is right, or nothing, there is no such k.
+    everything = wanted >= others
+    # Of a row in which everything is shown, or nothing is right, there is no such threshold.
     wanted = wanted.clamp(max=others - 1).clamp(min=1)
     scaled = scores * alpha
     chosen = found.of(scaled) + _offset(scaled, wanted[:, None], ignored, iterations)
-    return found.mean(-nn.functional.logsigmoid(chosen), weighted)
+    return found.mean(-nn.functional.logsigmoid(chosen), weighted).masked_fill(everything, 0.0)
 
 
 def check_k(k: object) -> None:
@@ -128,6 +129,8 @@ def check_k(k: object) -> None:
 
 class SoftTopKLoss(LossOnScores):
     """How far the right labels are from being among the k with the largest scores.
+
+    Where all labels that take part are among the k, the loss is 0.
 
     Args:
         k: how many are shown. "positives" takes as many as the query has right labels (the sum of its relevances,

@@ -39,6 +39,10 @@ def nested_linear(features: Tensor, weight: Tensor, bias: Tensor | None, sizes: 
         )
     if bias is None:
         bias = weight.new_zeros(len(weight))
+    if torch.is_autocast_enabled(features.device.type):
+        # Before the products, as for a linear layer: their derivatives meet gradients of that type.
+        lower = torch.get_autocast_dtype(features.device.type)
+        features, weight, bias = (t if t.dtype == torch.float64 else t.to(lower) for t in (features, weight, bias))
     found: tuple[Tensor, ...] = _NestedLinear.apply(features, weight, bias, sizes)
     return found
 
