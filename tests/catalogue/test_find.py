@@ -78,6 +78,12 @@ def test_a_problem_counts_more_than_a_mention(root: Path, write: Write) -> None:
     assert slugs(index._read(root), "pruning") == ["bbb", "aaa"]
 
 
+def test_a_problem_in_the_words_of_the_query_comes_before_more_of_a_part_of_it(root: Path, write: Write) -> None:
+    write("often", problems=("unlabelled data", "unlabelled images"), use="- there are unlabelled examples")
+    write("whole", problems=("new classes in unlabelled data", "forgetting", "open-world recognition", "streams"))
+    assert slugs(index._read(root), "new classes in unlabelled data")[0] == "whole"
+
+
 def test_why_names_the_problems_and_quotes_the_advice(catalogue: Mapping[str, Entry]) -> None:
     (first, *_) = search(catalogue, "rare classes")
     assert first.why == 'solves: long-tailed data; use it when: "labels are wrong and classes are rare"'

@@ -30,6 +30,8 @@ _TOKENIZER = "porter unicode61"
 _BULLET = re.compile(r"^\s*[-*] +", re.MULTILINE)
 _OPEN, _CLOSE = "\x02", "\x03"
 _SATURATION = 2.0
+_WHOLE = 1.0
+"""What a card gets for a problem that has all words of the query."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def find(query: str, limit: int = 10) -> list[Hit]:
     """Return the methods for a problem, best first.
 
     Each idea in the query (a phrase with its synonyms, or a word) counts by how rare it is among the cards,
-    so a method that meets two ideas once beats one that meets a single idea often.
+    so a method that meets two ideas once beats one that meets a single idea often. A card that states the problem in
+    the query's own words, of two or more, gets a bonus.
 
     Args:
         query: what the user has or wants, in plain words: "few noisy labels".
@@ -80,6 +83,8 @@ def search(catalogue: Mapping[str, Entry], query: str, limit: int = 10) -> list[
             rarity = weight * math.log1p(len(listed) / max(len(found), 1))
             for row, relevance in found:
                 scores[row] = scores.get(row, 0.0) + rarity * relevance / (relevance + _SATURATION)
+        for row in _literal(listed, query) & scores.keys():
+            scores[row] += _WHOLE
         best = sorted(scores, key=lambda row: (-scores[row], row))[:limit]
         return [Hit(listed[row], round(scores[row], 4), _why(index, row, " OR ".join(terms))) for row in best]
 
@@ -125,6 +130,18 @@ def _fields(entry: Entry) -> tuple[str, ...]:
         _BULLET.sub("", entry.sections.get("Use it when", "")),
         entry.sections.get("Idea", ""),
     )
+
+
+def _literal(listed: Sequence[Entry], query: str) -> set[int]:
+    """Return the places of the cards of which one problem has all words of a query of two or more."""
+    asked = _words(query)
+    if len(set(asked)) < 2:
+        return set()
+    wanted = set(_stems(asked))
+    problems = [(row, _words(problem)) for row, entry in enumerate(listed) for problem in entry.card.problems]
+    stems = iter(_stems([word for _, words in problems for word in words]))
+    found = [(row, {next(stems) for _ in words}) for row, words in problems]
+    return {row for row, own in found if wanted <= own}
 
 
 def _terms(query: str) -> dict[str, float]:
