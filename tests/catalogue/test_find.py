@@ -79,7 +79,8 @@ def test_a_problem_counts_more_than_a_mention(root: Path, write: Write) -> None:
 
 
 def test_a_problem_in_the_words_of_the_query_comes_before_more_of_a_part_of_it(root: Path, write: Write) -> None:
-    write("often", problems=("unlabelled data", "unlabelled images"), use="- there are unlabelled examples")
+    often = ("unlabelled data", "many classes")
+    write("often", problems=often, tags=("unlabelled", "classes"), use="- there are unlabelled examples")
     write("whole", problems=("new classes in unlabelled data", "forgetting", "open-world recognition", "streams"))
     assert slugs(index._read(root), "new classes in unlabelled data")[0] == "whole"
 
