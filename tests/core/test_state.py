@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from repertory.core.state import Counts, Run, State, batch_size, split
+from repertory.errors import UserError
 
 
 def run() -> Run:
@@ -94,3 +95,16 @@ def test_a_backward_pass_counts_two() -> None:
 def test_losses_are_not_available_outside_a_step() -> None:
     with pytest.raises(RuntimeError, match="during a step"):
         run().losses(State(run(), {}))
+
+
+def test_the_training_set_comes_as_mappings_however_its_loader_gives_it() -> None:
+    inputs, targets, index = torch.ones(2, 3), torch.tensor([0, 1]), torch.arange(2)
+    given = [(inputs, targets, index), {"input": inputs, "target": targets, "group": index}]
+    run = Run(nn.Linear(3, 2), nn.CrossEntropyLoss(), training=given)
+    first, second = run.training_batches()
+    assert list(first) == ["input", "target", "index"]
+    assert list(second) == ["input", "target", "group"]
+    assert first["input"] is inputs
+    assert list(Run(nn.Linear(3, 2), nn.CrossEntropyLoss()).training_batches()) == []
+    with pytest.raises(UserError, match="a batch is a mapping with 'input' and 'target'"):
+        list(Run(nn.Linear(3, 2), nn.CrossEntropyLoss(), training=[inputs]).training_batches())

@@ -22,11 +22,11 @@ class Method(nn.Module):
     Attributes:
         slug: the name under which the method's state is saved; one method of a slug a step.
         needs: what it asks for: "index" (positions in the training set, in every batch), "group" (the bag of each),
-            "epochs" (how many passes are
-            planned), "classes", "per_example_loss", "views" (two changed versions of the inputs), "strong" (a strongly
-            changed version of them), "stream:NAME", "views:weak-strong" (in each unlabelled batch, a weakly and a
-            strongly changed version of its inputs), "class_counts", "teacher" (a trained network, `run.teacher`),
-            "training" (the whole training set without augmentation, `run.training`).
+            "epochs" (how many passes are planned), "classes", "per_example_loss", "views" (two changed versions of the
+            inputs), "strong" (a strongly changed version of them), "stream:NAME", "views:weak-strong" (in each
+            unlabelled batch, a weakly and a strongly changed version of its inputs), "class_counts", "teacher" (a
+            trained network, `run.teacher`), "training" (the whole training set without augmentation,
+            `run.training_batches()`).
         owns: slots of which one step has only one: "target", "update", "batch_size", "sampler", "forward", "ascent".
         takes: what it expects of the batch as it reaches the method, such as `{"target": "hard"}`.
         gives: what the batch is after it.

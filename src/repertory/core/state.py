@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from repertory.core.distributed import rank, world_size
 from repertory.core.frozen import Frozen
 from repertory.core.randomness import generator_for
+from repertory.errors import UserError
 
 
 @dataclass
@@ -123,6 +124,17 @@ class Run:
         if name not in self._generators:
             self._generators[name] = generator_for(self.seed, name)
         return self._generators[name]
+
+    def training_batches(self) -> Iterator[dict[str, Any]]:
+        """Yield the batches of `training` as a step sees its own: mappings, on the network's device.
+
+        Nothing is counted; whoever passes them through a network adds to `counts`.
+
+        Raises:
+            UserError: if one is no batch.
+        """
+        for batch in self.training or ():
+            yield as_entries(batch, self.device)
 
     def losses(self, state: State) -> Tensor:
         """Evaluate the loss of every example, without gradient, through all methods.
@@ -238,6 +250,27 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)([moved(entry, device) for entry in value])
     return value
+
+
+def as_entries(batch: Any, device: torch.device) -> dict[str, Any]:
+    """Return a batch as a mapping, with its tensors on the device.
+
+    Args:
+        batch: a mapping with `input` and `target`, or `(input, target[, index])`.
+        device: where its tensors are to be.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if isinstance(batch, Mapping):
+        entries = dict(batch)
+    elif isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
+        entries = dict(zip(("input", "target", "index"), batch))
+    else:
+        raise UserError(
+            f"a batch is a mapping with 'input' and 'target', or (input, target[, index]); got {type(batch).__name__}"
+        )
+    return {name: moved(value, device) for name, value in entries.items()}
 
 
 def _is_stream(value: Any) -> bool:

@@ -20,7 +20,7 @@ from repertory.core.groups import build_optimizer, parameter_groups
 from repertory.core.method import Inner, Method
 from repertory.core.precision import Precision
 from repertory.core.sharded import is_sharded, spread_like, spread_optimizer_state, whole
-from repertory.core.state import Run, State, batch_size, moved, split
+from repertory.core.state import Run, State, as_entries, batch_size, split
 from repertory.core.streams import Stream
 from repertory.errors import ConflictError, UserError, check_number
 
@@ -155,9 +155,9 @@ class Step:
         Returns:
             The batch's mean loss before the update, 0-d, detached.
         """
-        entries = self._entries(batch)
+        entries = as_entries(batch, self.run.device)
         for name, stream in self.streams.items():
-            entries[name] = self._entries(next(stream))
+            entries[name] = as_entries(next(stream), self.run.device)
         if not self._checked:
             check_batch(self.methods, entries)
             self._checked = True
@@ -266,18 +266,6 @@ class Step:
             if method.wraps(call):
                 inner = functools.partial(getattr(method, call), inner=inner)
         return inner
-
-    def _entries(self, batch: Any) -> dict[str, Any]:
-        if isinstance(batch, Mapping):
-            entries = dict(batch)
-        elif isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
-            entries = dict(zip(("input", "target", "index"), batch))
-        else:
-            raise UserError(
-                "a batch is a mapping with 'input' and 'target', or (input, target[, index]); got "
-                f"{type(batch).__name__}"
-            )
-        return {name: moved(value, self.run.device) for name, value in entries.items()}
 
     def _count_epoch(self, entries: Mapping[str, Any]) -> None:
         self._seen += batch_size(entries)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from repertory.core.classifier import features_and_output
 from repertory.core.method import Method
+from repertory.core.modes import evaluating
 from repertory.core.randomness import generator_for
 from repertory.datasets import Dataset, Examples, Normaliser, Splits
 from repertory.datasets.discovery import CategoryStream, deal
@@ -169,15 +170,11 @@ class DiscoveryBench(Bench):
     def look(self, model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return what enters the last linear layer `(n, width)`, and the outputs `(n, outputs)`; counted."""
         self.count(forward=len(inputs))
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             found = [
                 features_and_output(model, self.splits.normaliser(chunk).to(self.device))
                 for chunk in inputs.split(1024)
             ]
-        for module, training in modes:
-            module.training = training
         features, outputs = (torch.cat(parts).float().cpu() for parts in zip(*found))
         return features, outputs
 

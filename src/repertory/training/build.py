@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from repertory.core.method import Method
+from repertory.core.modes import evaluating
 from repertory.core.randomness import seeded
 from repertory.errors import UserError
 from repertory.recipe import Part, Recipe, locate
@@ -86,19 +87,14 @@ def build_methods(recipe: Recipe) -> list[Method]:
 def _check_output(
     network: nn.Module, part: Part, in_shape: tuple[int, ...], outputs: int, pixels: tuple[int, ...] = ()
 ) -> None:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
-        with torch.no_grad():
+        with evaluating(network), torch.no_grad():
             output = network(torch.zeros(2, *in_shape))
     except Exception as error:  # whatever the network's own code raises, the shape is what it was asked
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"model {part.factory!r} cannot take inputs of shape {in_shape}: {reason}; choose another --model"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if not outputs and len(shape) == 3 and shape[:2] == (2, in_shape[0]):
         return

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repertory.core.classifier import features_and_output
+from repertory.core.modes import evaluating
 
 _CHUNK = 1024
 _BINS = 15
@@ -90,16 +91,11 @@ def _in_chunks(
     chunk: int,
 ) -> Tensor:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        outputs = []
+    outputs = []
+    with evaluating(model):
         for part in inputs.split(chunk):
             part = part if normaliser is None else normaliser(part)
             outputs.append(call(part.to(device)).float().cpu())
-    finally:
-        for module, training in modes:
-            module.training = training
     return torch.cat(outputs)
 
 

@@ -266,16 +266,14 @@ class FerKD(Method):
         if run.examples is None:
             raise ConflictError("ferkd stores labels of all images; pass examples=... (how many there are) to Step")
         assert run.classes is not None
-        assert run.training is not None
         assert run.teacher is not None
         height, width = images.shape[2:]
         self._sizes = {"examples": run.examples, "classes": run.classes, "height": height, "width": width}
         bank = self._empty(run.generator(f"{self.slug}/bank"))
-        for batch in run.training:
-            entries = batch if isinstance(batch, Mapping) else dict(zip(("input", "target", "index"), batch))
+        for entries in run.training_batches():
             if "index" not in entries:
                 raise ConflictError("ferkd needs 'index' in the batches of training too; yield (input, target, index)")
-            index, inputs, target = (entries[name].to(run.device) for name in ("index", "input", "target"))
+            index, inputs, target = (entries[name] for name in ("index", "input", "target"))
             bank.fill(index, inputs, target, run.teacher)
             run.counts.forward += len(index) * bank.crops
         self.thresholds = bank.quantiles(self._given) if self.quantiles else self._given

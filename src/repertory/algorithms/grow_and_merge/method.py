@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +22,9 @@ from repertory.core.distributed import gather_rows, world_size
 from repertory.core.features import NetworkFeatures, takes_embeddings
 from repertory.core.frozen import FrozenCopy
 from repertory.core.method import Inner
+from repertory.core.modes import evaluating
 from repertory.core.objective import Objective
-from repertory.core.state import Run, State, moved
+from repertory.core.state import Run, State
 from repertory.core.tables import ExampleTable
 from repertory.errors import ConflictError, DataError, OptionError, check_choice, check_number
 
@@ -283,16 +282,10 @@ class GM(Objective):
     def _looked(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         """Positions, targets and outputs of the whole training set, each example once."""
         found: list[tuple[Tensor, ...]] = []
-        with _evaluation(run.model):
-            for entries in run.training or ():
-                inputs, target, index = (
-                    [entries[name] for name in ("input", "target", "index")]
-                    if isinstance(entries, Mapping)
-                    else entries
-                )
-                outputs = run.model(moved(inputs, run.device))
-                found.append((index.to(run.device), target.to(run.device), outputs))
-                run.counts.forward += len(index)
+        with evaluating(run.model):
+            for entries in run.training_batches():
+                found.append((entries["index"], entries["target"], run.model(entries["input"])))
+                run.counts.forward += len(entries["index"])
         if not found:
             raise DataError(
                 "training=... gave no batch; give a loader of the whole training set, (input, target, index)"
@@ -304,15 +297,3 @@ class GM(Objective):
             first = order.indices[torch.cat([order.values.new_ones(1), order.values.diff()]) > 0]
             index, target, outputs = index[first], target[first], outputs[first]
         return index, target, outputs
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, its modules' modes put back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

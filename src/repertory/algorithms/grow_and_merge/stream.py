@@ -12,6 +12,7 @@ from repertory.algorithms.grow_and_merge.merging import grow_classifier
 from repertory.algorithms.grow_and_merge.method import GM
 from repertory.algorithms.grow_and_merge.novelty import novelty_scores
 from repertory.core.classifier import classifier_of
+from repertory.core.modes import evaluating
 from repertory.core.randomness import generator_for
 from repertory.core.step import Step
 from repertory.errors import DataError, OptionError, check_number
@@ -232,11 +233,6 @@ def _noise(inputs: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        device = classifier_of(model)[1].weight.device
+    device = classifier_of(model)[1].weight.device
+    with evaluating(model):
         return torch.cat([model(part.to(device)) for part in inputs.split(_CHUNK)]).cpu()
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -48,7 +48,7 @@ from repertory.card import Card
 from repertory.core.method import Inner
 from repertory.core.neighbours import nearest_neighbours
 from repertory.core.objective import Objective, projection
-from repertory.core.state import Run, State, batch_size, moved
+from repertory.core.state import Run, State, batch_size
 from repertory.core.tables import ExampleTable
 from repertory.errors import DataError, OptionError, check_choice, check_number
 from repertory.layers.embedding import unit_rows
@@ -251,15 +251,12 @@ class InstanceClassifier(Objective):
     def _take_features(self, run: Run) -> None:
         """Pass all examples through the untrained network, and make their projected features the rows."""
         assert self.projection is not None
-        assert run.training is not None
         normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in run.model.modules())
         was_training, table = run.model.training, ExampleTable(len(self.weight))
         # Features by the statistics that a fresh network starts with would be badly scaled.
         for measuring in (True, False) if normalised else (False,):
             run.model.train(measuring)
-            for batch in run.training:
-                entries = batch if isinstance(batch, dict) else dict(zip(("input", "target", "index"), batch))
-                entries = moved(entries, run.device)
+            for entries in run.training_batches():
                 state = State(run, entries)
                 features = self.encode(state, [entries["input"]])[0]
                 run.counts.forward += batch_size(entries)

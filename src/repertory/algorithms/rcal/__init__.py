@@ -62,7 +62,8 @@ from repertory.card import Card
 from repertory.core.distributed import rank, world_size
 from repertory.core.features import NetworkFeatures
 from repertory.core.method import Inner, Method
-from repertory.core.state import Run, State, batch_size, moved
+from repertory.core.modes import evaluating
+from repertory.core.state import Run, State, batch_size
 from repertory.core.tables import ExampleTable
 from repertory.errors import ConflictError, DataError, check_number
 from repertory.recipe import Part, Recipe
@@ -266,21 +267,15 @@ class RCAL(Method):
     def _look(self, run: Run) -> None:
         """Take the features of the whole training set, and draw the virtual ones."""
         assert self._features is not None
-        assert run.training is not None  # checked with the needs
         model, targets = run.model, ExampleTable()
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        for entries in run.training:
-            inputs, target, index = (
-                [entries[name] for name in ("input", "target", "index")] if isinstance(entries, Mapping) else entries
-            )
-            with self._features.recorded() as seen:
-                model(moved(inputs, run.device))
-            self.first.write(index.to(run.device), seen[-1])
-            targets.write(index.to(run.device), target.to(run.device)[:, None])
-            run.counts.forward += len(index)
-        for module, mode in modes:
-            module.training = mode
+        with evaluating(model):
+            for entries in run.training_batches():
+                index = entries["index"]
+                with self._features.recorded() as seen:
+                    model(entries["input"])
+                self.first.write(index, seen[-1])
+                targets.write(index, entries["target"][:, None])
+                run.counts.forward += len(index)
         features = self.first.entries()[1]
         self.examples = len(features)
         if not self.examples:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repertory.core.activations import LayerOutputs
+from repertory.core.modes import evaluating
 from repertory.errors import ConflictError, OptionError, UserError, check_number
 
 _CONTAINERS = ("stages", "layers", "blocks")
@@ -236,16 +237,12 @@ def _contained(model: nn.Module) -> list[str]:
 def _outputs(model: nn.Module, in_shape: tuple[int, ...], names: Sequence[str]) -> dict[str, Tensor]:
     """What layers give for two images, in the order of the passes."""
     taps = LayerOutputs(model, names, "layers")
-    modes = [(module, module.training) for module in model.modules()]
     parameter = next(model.parameters(), torch.zeros(()))
-    model.eval()
     try:
-        with taps.recorded(2) as seen:
+        with evaluating(model), taps.recorded(2) as seen:
             model(torch.zeros(2, *in_shape, dtype=parameter.dtype, device=parameter.device))
     finally:
         taps.remove()
-        for module, training in modes:
-            module.training = training
     return seen
 
 

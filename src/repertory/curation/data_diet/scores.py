@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from repertory.core.classifier import classifier_of, features_and_output
 from repertory.core.gradient_norms import example_gradient_norms
+from repertory.core.modes import evaluating
 from repertory.errors import check_choice, check_number
 
 _HELD = 2**28
@@ -89,7 +87,7 @@ def grand(model: nn.Module, inputs: Tensor, targets: Tensor, *, chunk: int | Non
     if chunk is None:
         chunk = max(1, min(256, _HELD // sum(p.numel() for p in model.parameters())))
     check_number("chunk", chunk, minimum=1, integer=True)
-    with _evaluating(model):
+    with evaluating(model):
         if mode == "full":
             return example_gradient_norms(model, inputs, targets, _summed, chunk)
         bias = classifier_of(model)[1].bias is not None
@@ -137,18 +135,6 @@ class ForgettingCounter(nn.Module):
     def scores(self) -> Tensor:
         """Return the counts `(examples,)`, infinity for examples that were never right."""
         return self.forgotten.masked_fill(~self.learnt, torch.inf)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        # `train()` would reach into submodules that were in evaluation mode on purpose.
-        for module in training:
-            module.training = True
 
 
 def _summed(output: Tensor, target: Tensor) -> Tensor:

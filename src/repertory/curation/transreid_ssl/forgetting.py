@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from repertory.core.modes import evaluating
 from repertory.errors import DataError, check_choice, check_number
 from repertory.layers.embedding import unit_rows
 
@@ -76,7 +76,8 @@ def cfs_scores(
     """
     check_number("chunk", chunk, minimum=1, integer=True)
     batches = inputs.split(chunk) if isinstance(inputs, Tensor) else map(_first, inputs)
-    with _evaluating(encode_s, encode_t), torch.no_grad():
+    networks = [encode for encode in (encode_s, encode_t) if isinstance(encode, nn.Module)]
+    with evaluating(*networks), torch.no_grad():
         scores = [forgetting(encode_s(batch), encode_t(batch), distance).cpu() for batch in batches]
     if not scores or not len(scores[0]):
         raise DataError("there are no examples to score; give at least one")
@@ -129,15 +130,3 @@ def _first(batch: Any) -> Tensor:
     while isinstance(batch, (tuple, list)):
         batch = batch[0]
     return batch["input"] if isinstance(batch, dict) else batch
-
-
-@contextmanager
-def _evaluating(*encoders: Encoder) -> Iterator[None]:
-    with ExitStack() as stack:
-        for encoder in encoders:
-            if isinstance(encoder, nn.Module):
-                # `train()` would reach into submodules that were in evaluation mode on purpose.
-                for module in [module for module in encoder.modules() if module.training]:
-                    stack.callback(setattr, module, "training", True)
-                encoder.eval()
-        yield

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from repertory.core.modes import evaluating
 from repertory.diagnostics.criticality.theory import Activation, Critical, critical_init
 from repertory.errors import DataError, OptionError, check_number
 
@@ -157,21 +158,17 @@ def traced_layers(model: nn.Module, inputs: Tensor) -> list[Layer]:
     [('0', 'tanh'), ('2', 'linear')]
     """
     trace = _Trace()
-    modes = [(module, module.training) for module in model.modules()]
     handles = []
     for name, module in model.named_modules():
         if next(module.children(), None) is None:
             handles.append(module.register_forward_pre_hook(lambda m, args, name=name: trace.enter(name, m, args)))
             handles.append(module.register_forward_hook(lambda m, args, output: trace.leave(m)))
     try:
-        model.eval()
-        with torch.no_grad(), trace:
+        with evaluating(model), torch.no_grad(), trace:
             model(inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     if not trace.layers:
         raise DataError(f"{type(model).__name__} calls no nn.Linear or convolution, so there is nothing to initialise")
     return trace.layers

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repertory.core.examples import examples_of
+from repertory.core.modes import evaluating
 from repertory.core.ranking import roc_auc
 from repertory.diagnostics.noisy_label_phases.mixture import TwoGroups, margins, noise_scores, two_groups
 from repertory.errors import DataError, check_number
@@ -236,10 +237,5 @@ class StoppingRule:
 
 @torch.no_grad()
 def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         return torch.cat([model(part).float().cpu() for part in inputs.split(_CHUNK)])
-    finally:
-        for module, mode in modes:
-            module.training = mode

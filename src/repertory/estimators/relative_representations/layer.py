@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from repertory.core.modes import evaluating
 from repertory.errors import check_choice, check_number
 from repertory.estimators.relative_representations.projection import check_similarity, quantise, relative_projection
-from repertory.transforms.model_soups.norm_statistics import evaluating
 
 
 class RelativeLayer(nn.Module):

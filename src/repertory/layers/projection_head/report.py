@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from repertory.core.activations import LayerOutputs
+from repertory.core.modes import evaluating
 from repertory.core.randomness import generator_for
 from repertory.errors import DataError, check_number
 from repertory.layers.projection_head.network import ProjectedNetwork
@@ -104,24 +105,21 @@ def layer_report(
 def _outputs(model: nn.Module, inputs: Tensor, layers: Sequence[str] | None) -> dict[str, Tensor]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found: list[dict[str, Tensor]] = []
-    modes = [(module, module.training) for module in model.modules()]
     listening = None
     if layers is not None or not isinstance(model, ProjectedNetwork):
         listening = LayerOutputs(model, layers, "layers")
-    model.eval()
     try:
-        for chunk in inputs.split(_CHUNK):
-            chunk = chunk.to(device)
-            if listening is None:
-                assert isinstance(model, ProjectedNetwork)
-                found.append(dict(zip(("before the head", "after the head"), model.both(chunk))))
-            else:
-                with listening.recorded(len(chunk)) as seen:
-                    model(chunk)
-                found.append(seen)
+        with evaluating(model):
+            for chunk in inputs.split(_CHUNK):
+                chunk = chunk.to(device)
+                if listening is None:
+                    assert isinstance(model, ProjectedNetwork)
+                    found.append(dict(zip(("before the head", "after the head"), model.both(chunk))))
+                else:
+                    with listening.recorded(len(chunk)) as seen:
+                        model(chunk)
+                    found.append(seen)
     finally:
         if listening is not None:
             listening.remove()
-        for module, training in modes:
-            module.training = training
     return {name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repertory.core.modes import evaluating
 from repertory.core.texts import bytes_text
 from repertory.errors import DataError, UserError, check_choice, check_number
 
@@ -64,15 +65,9 @@ def bidirectional(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _sees_ahead(model: nn.Module) -> bool:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        device = next(model.parameters()).device
-        tokens = torch.tensor(_PROBE, device=device)
+    tokens = torch.tensor(_PROBE, device=next(model.parameters()).device)
+    with evaluating(model):
         states = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
-    finally:
-        for module, training in modes:
-            module.training = training
     return not torch.equal(states[0, 0], states[1, 0])
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from repertory.core.modes import evaluating
 from repertory.errors import DataError, OptionError, check_choice, check_number
-from repertory.transforms.model_soups.norm_statistics import evaluating
 
 StateDict = Mapping[str, Tensor]
 """Tensors by name, as `nn.Module.state_dict` returns them."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from repertory.core.modes import evaluating
 
 
 @torch.no_grad()
@@ -49,18 +50,6 @@ def norm_layers(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """Return the batch-norm layers that keep running statistics."""
     kind = nn.modules.batchnorm._BatchNorm
     return [m for m in model.modules() if isinstance(m, kind) and m.running_mean is not None]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the network in evaluation mode inside the block, and every module's own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _inputs(batch: Any) -> Tensor:
