@@ -237,7 +237,7 @@ def disc() -> Tensor:
 
 
 def test_turned_views_say_by_which_angle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment, "random_view", lambda images, generator: images)
+    monkeypatch.setattr(augment, "random_view", lambda images, generator: (images, {}))
     images, angles = turned_view(disc().expand(40, 1, 21, 21), torch.Generator().manual_seed(0))
     weights = images[:, 0].clamp(min=0.5) - 0.5
     places = torch.linspace(-1, 1, 21)

@@ -93,34 +93,43 @@ def test_processes_draw_their_own_augmentation(monkeypatch: pytest.MonkeyPatch) 
 
 def test_strong_views_are_changed_images_of_the_same_kind() -> None:
     given = images() - 0.5
-    found = strong_view(given, generator())
+    found, drawn = strong_view(given, generator())
     assert found.shape == given.shape
     assert found.isfinite().all()
     assert found.abs().max() <= 0.5 + 1e-6
     changed = (found != given).flatten(1).any(1)
     assert changed.float().mean() > 0.9
-    assert torch.equal(found, strong_view(given, generator()))
-    assert not torch.equal(found, strong_view(given, generator(1)))
+    assert torch.equal(found, strong_view(given, generator())[0])
+    assert not torch.equal(found, strong_view(given, generator(1))[0])
+    assert {name: tuple(values.shape) for name, values in drawn.items()} == {
+        "operations": (len(given), 2),
+        "strengths": (len(given), 2),
+        "cut": (len(given), 3),
+    }
 
 
 def test_each_image_has_one_square_cut_out_and_else_what_its_operations_make() -> None:
     """On constant images only brightness and edges moved in change anything, so the square can be seen."""
-    found = strong_view(torch.ones(200, 3, 16, 16), generator())
+    found, drawn = strong_view(torch.ones(200, 3, 16, 16), generator())
     whole = (found > 0.99).all(1)
     zero = (found == 0).all(1)
     share = zero.flatten(1).float().mean(1)
     assert ((share > 0) & (share <= 0.26)).float().mean() > 0.3
+    # Where nothing was moved in, what is cut out is what the parameters say.
+    still = ~torch.isin(drawn["operations"], torch.arange(1, 6)).any(1)
+    places = (torch.arange(16) + 0.5) / 16
+    down, across = ((places - drawn["cut"][:, place, None]).abs() <= drawn["cut"][:, 2, None] / 2 for place in (0, 1))
+    assert still.sum() > 20
+    assert torch.equal(zero[still], (down[:, :, None] & across[:, None, :])[still])
     assert (whole | zero | (found > 0).all(1)).all()
 
 
 @pytest.mark.parametrize("operation", [1, 2, 3, 4, 5])
-def test_moves_of_the_grid_turn_shear_and_shift_as_drawn(operation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moves_of_the_grid_turn_shear_and_shift_as_drawn(operation: int) -> None:
     """The centre of mass of a dot right of and below the centre lands where the inverse map says."""
-    monkeypatch.setattr(torch, "randint", lambda high, size, generator: torch.tensor([[operation, 0]]))
-    monkeypatch.setattr(torch, "rand", lambda *size, generator: torch.ones(*size))
     picture = torch.zeros(1, 1, 41, 81)
     picture[0, 0, 24:29, 50:55] = 1.0  # centre 6 below and 12 right of the middle
-    found = augment._two_operations(picture, generator())[0, 0]
+    found = augment._two_operations(picture, torch.tensor([[operation, 0]]), torch.ones(1, 2))[0, 0]
     found = found / found.sum()
     down = float((found.sum(1) * (torch.arange(41) - 20)).sum())
     right = float((found.sum(0) * (torch.arange(81) - 40)).sum())
@@ -135,24 +144,23 @@ def test_moves_of_the_grid_turn_shear_and_shift_as_drawn(operation: int, monkeyp
     assert (right, down) == pytest.approx(expected, abs=0.15)
 
 
-def test_a_turn_and_a_shear_together_keep_areas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "randint", lambda high, size, generator: torch.tensor([[1, 3], [1, 2]]))
-    monkeypatch.setattr(torch, "rand", lambda *size, generator: torch.ones(*size))
+def test_a_turn_and_a_shear_together_keep_areas() -> None:
     picture = torch.zeros(2, 1, 41, 81)
     picture[:, 0, 15:26, 35:46] = 1.0
-    found = augment._two_operations(picture, generator())
+    found = augment._two_operations(picture, torch.tensor([[1, 3], [1, 2]]), torch.ones(2, 2))
     torch.testing.assert_close(found.sum((1, 2, 3)), picture.sum((1, 2, 3)), rtol=0.02, atol=0)
 
 
 def test_strong_views_of_tables_are_noisy_with_columns_left_out() -> None:
-    found = strong_view(torch.full((400, 50), 3.0), generator())
+    found, drawn = strong_view(torch.full((400, 50), 3.0), generator())
+    assert drawn == {}
     assert (found == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
     kept = found[found != 0]
     assert (kept.mean().item(), kept.std().item()) == pytest.approx((3.0, 0.3), abs=0.01)
 
 
 def test_strong_views_of_sequences_lose_one_stretch_of_at_most_a_quarter() -> None:
-    gone = (strong_view(torch.full((300, 2, 40), 9.0), generator()) == 0).all(1)
+    gone = (strong_view(torch.full((300, 2, 40), 9.0), generator())[0] == 0).all(1)
     assert (gone.sum(1) <= 11).all()
     assert (gone.sum(1) > 0).float().mean() > 0.8
     edges = (gone[:, 1:] != gone[:, :-1]).sum(1)

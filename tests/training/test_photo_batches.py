@@ -94,8 +94,33 @@ def test_inputs_targets_masks_and_groups_are_those_of_a_loader_without_photo_vie
     assert equal(batches, expected)
 
 
-def test_plain_views_have_no_parameters_and_nothing_is_made_that_nobody_asked_for() -> None:
-    assert "view_parameters" not in next(iter(make(kind_of_views="plain")))
+def test_plain_views_of_images_say_how_they_were_moved() -> None:
+    images = photos().float()
+    loader = BatchLoader(images, torch.zeros(len(images)), batch_size=5, views=2, augment="flip-shift", seed=4)
+    for batch in loader:
+        for view, drawn in zip(batch["views"], batch["view_parameters"]):
+            once = moved(images[batch["index"]], drawn)
+            twice = moved(once, {"mirrored": torch.zeros(5, dtype=torch.bool), "shift": drawn["moved"]})
+            # What is left is the noise.
+            assert 0.05 < (view - twice).std() < 0.15
+            assert (view - once).std() > 1
+
+
+def test_plain_weak_and_strong_views_say_how_they_were_made() -> None:
+    images = photos().float()
+    loader = BatchLoader(
+        images, torch.zeros(len(images)), batch_size=5, views="weak-strong", strong=True, augment="shift"
+    )
+    for batch in loader:
+        moves, drawn = batch["view_parameters"]
+        assert torch.equal(batch["views"][0], moved(images[batch["index"]], moves))
+        assert drawn.keys() == {"mirrored", "shift", "operations", "strengths", "cut"}
+        assert equal(drawn, batch["strong_parameters"])
+
+
+def test_numbers_have_no_parameters_and_nothing_is_made_that_nobody_asked_for() -> None:
+    rows = BatchLoader(torch.randn(6, 4), torch.zeros(6), batch_size=3, views=2, strong=True)
+    assert set(next(iter(rows))) == {"input", "target", "index", "views", "strong"}
     assert set(next(iter(make(views=0)))) == {"input", "target", "index"}
     assert set(next(iter(make(views="turned")))) == {"input", "target", "index", "views", "angle", "change"}
 

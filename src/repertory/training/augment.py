@@ -70,14 +70,17 @@ def moved(images: Tensor, moves: Mapping[str, Tensor]) -> Tensor:
     return images.flatten(2).gather(2, flat.expand(batch, channels, height * width)).view_as(images)
 
 
-def random_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a version of normalised inputs to compare with another one of them: images moved a little, all with noise.
+def random_view(inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a version of normalised inputs to compare with another one of them, and what was drawn for it.
 
-    The noise has a standard deviation of 0.1, in units of the inputs' own.
+    Images are moved a little; all get noise of a standard deviation of 0.1, in units of the inputs' own.
 
     Args:
         inputs: `(batch, ...)` floats.
         generator: CPU generator of the draws.
+
+    Returns:
+        Inputs as they came in; and of images `moved` `(batch, 2)` int64: by how many pixels up and left.
 
     Raises:
         UserError: if the inputs are texts.
@@ -86,12 +89,15 @@ def random_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
         raise UserError(
             "the inputs are bytes of texts, of which there are no random views; leave out methods that need them"
         )
-    moved = shift(inputs, generator) if inputs.ndim == 4 else inputs
-    return moved + 0.1 * torch.randn(inputs.shape, generator=generator).to(inputs)
+    drawn = {}
+    if inputs.ndim == 4:
+        moves = drawn_moves(inputs, generator)
+        inputs, drawn = moved(inputs, moves), {"moved": moves["shift"]}
+    return inputs + 0.1 * torch.randn(inputs.shape, generator=generator).to(inputs), drawn
 
 
-def strong_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a strongly changed version of normalised inputs, which still shows what they show.
+def strong_view(inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a strongly changed version of normalised inputs, which still shows what they show, and what was drawn.
 
     Images: two operations each, drawn with their strengths from those of RandAugment that need no histogram (identity,
     rotation, shear and translation along either side, brightness, colour, contrast, solarisation), and then a square of
@@ -102,6 +108,13 @@ def strong_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
     Args:
         inputs: `(batch, ...)` floats, with the mean of the training inputs at 0.
         generator: CPU generator of the draws.
+
+    Returns:
+        Inputs as they came in; and of images, one row each:
+
+        - `operations` `(batch, 2)` int64: which of `OPERATIONS` they are;
+        - `strengths` `(batch, 2)` from 0 to 1: from one end of an operation's range to the other;
+        - `cut` `(batch, 3)`: the middle of the square, from 0 to 1 down and to the right, and its share of a side.
 
     Raises:
         UserError: if the inputs are texts.
@@ -114,11 +127,18 @@ def strong_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
             "the inputs are bytes of texts, of which there are no strong views; leave out methods that need them"
         )
     if inputs.ndim == 4:
-        return _cut_out(_two_operations(inputs, generator), generator)
+        chosen = torch.randint(len(OPERATIONS), (len(inputs), 2), generator=generator)
+        strengths = torch.rand(len(inputs), 2, generator=generator)
+        cut = torch.stack([torch.rand(len(inputs), generator=generator) for _ in range(3)], 1)[:, [1, 2, 0]]
+        cut[:, 2] /= 2
+        made = _cut_out(_two_operations(inputs, chosen, strengths), cut)
+        return made, {"operations": chosen, "strengths": strengths, "cut": cut}
     noisy = inputs + 0.3 * torch.randn(inputs.shape, generator=generator).to(inputs)
     if inputs.ndim == 2:
-        return noisy * (torch.rand(inputs.shape, generator=generator) >= 0.2).to(inputs)
-    return noisy * ~_stretch(inputs.shape[-1], 0.25, len(inputs), generator).to(inputs.device)[:, None]
+        return noisy * (torch.rand(inputs.shape, generator=generator) >= 0.2).to(inputs), {}
+    share = 0.25 * torch.rand(len(inputs), generator=generator)
+    gone = _stretch(inputs.shape[-1], torch.rand(len(inputs), generator=generator), share)
+    return noisy * ~gone.to(inputs.device)[:, None], {}
 
 
 def turned_view(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -145,34 +165,33 @@ def turned_view(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Ten
     zero = torch.zeros_like(angle)
     # Both sides of the grid go from -1 to 1, so the sine terms carry the aspect ratio.
     matrices = torch.stack([cos, -sin * ratio, zero, sin / ratio, cos, zero], 1).view(-1, 2, 3).to(images)
-    return random_view(_warped(images, matrices), generator), angle
+    return random_view(_warped(images, matrices), generator)[0], angle
 
 
-_OPERATIONS = (
+OPERATIONS = (
     *("identity", "rotate", "shear x", "shear y", "translate x", "translate y"),
     *("brightness", "colour", "contrast", "solarise"),
 )
+"""What a strong view of an image is made of."""
 
 
-def _two_operations(images: Tensor, generator: torch.Generator) -> Tensor:
+def _two_operations(images: Tensor, chosen: Tensor, strength: Tensor) -> Tensor:
     batch = len(images)
-    chosen = torch.randint(len(_OPERATIONS), (batch, 2), generator=generator)
-    strength = torch.rand(batch, 2, generator=generator)
 
     def signed(name: str, largest: float) -> Tensor:
         """What both operations of an image add up to; 0 where neither is of that name."""
-        return ((chosen == _OPERATIONS.index(name)) * (2 * strength - 1)).sum(1) * largest
+        return ((chosen == OPERATIONS.index(name)) * (2 * strength - 1)).sum(1) * largest
 
     def factor(name: str) -> Tensor:
         """From 0.05 to 0.95, and 1 where the operation was not drawn."""
-        factors = torch.where(chosen == _OPERATIONS.index(name), 0.05 + 0.9 * strength, 1.0).prod(1)
+        factors = torch.where(chosen == OPERATIONS.index(name), 0.05 + 0.9 * strength, 1.0).prod(1)
         return factors.to(images)[:, None, None, None]
 
     dark, light = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     images = dark + factor("brightness") * (images - dark)
     images = torch.lerp(images.mean(1, keepdim=True), images, factor("colour"))
     images = torch.lerp(images.mean((1, 2, 3), keepdim=True), images, factor("contrast"))
-    above = torch.where(chosen == _OPERATIONS.index("solarise"), strength, 1.0).amin(1).to(images)[:, None, None, None]
+    above = torch.where(chosen == OPERATIONS.index("solarise"), strength, 1.0).amin(1).to(images)[:, None, None, None]
     images = torch.where(images > torch.lerp(dark, light, above), dark + light - images, images)
 
     angle, ratio = signed("rotate", math.pi / 6), images.shape[2] / images.shape[3]
@@ -191,21 +210,15 @@ def _warped(images: Tensor, matrices: Tensor) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _cut_out(images: Tensor, generator: torch.Generator) -> Tensor:
-    batch, _, height, width = images.shape
-    share = torch.rand(batch, generator=generator) / 2
-    rows, columns = (_stretch(side, share, batch, generator).to(images.device) for side in (height, width))
+def _cut_out(images: Tensor, cut: Tensor) -> Tensor:
+    rows, columns = (
+        _stretch(side, centre, cut[:, 2]).to(images.device) for side, centre in zip(images.shape[2:], cut[:, :2].T)
+    )
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
-def _stretch(side: int, share: Tensor | float, batch: int, generator: torch.Generator) -> Tensor:
-    """Mark a stretch of places `(batch, side)`, around a centre drawn anywhere.
-
-    A `share` that is a number is the largest one, of which each gets a drawn part.
-    """
-    if not isinstance(share, Tensor):
-        share = share * torch.rand(batch, generator=generator)
-    centre = torch.rand(batch, generator=generator)
+def _stretch(side: int, centre: Tensor, share: Tensor) -> Tensor:
+    """Mark a stretch of places `(batch, side)`, around a centre from 0 to 1, of a share of the side."""
     places = (torch.arange(side) + 0.5) / side
     return (places - centre[:, None]).abs() <= share[:, None] / 2
 

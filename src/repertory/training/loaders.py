@@ -19,6 +19,8 @@ Sampler = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 returns rows in the order in which batches are cut from them; a row may come several times or not at all. One with an
 attribute `group` returns groups of so many rows, which stay in one batch and in one process."""
 
+_Change = Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+
 _KEPT = 2**28
 """Inputs whose normalised float form takes up to this many bytes are normalised once, larger ones batch by batch."""
 
@@ -51,7 +53,8 @@ class BatchLoader:
             as they are given (uint8, or from 0 to 1) in place of a randomly changed one, not augmented besides, and a
             `strong_photo_view` in place of a strong one, normalised after. Batches then have `view_parameters`, one
             mapping a view, and `strong_parameters`: what was drawn for each image; of an augmented one also how it was
-            augmented, `repertory.training.augment.drawn_moves`. Turned versions are the same for both.
+            augmented, `repertory.training.augment.drawn_moves`; plain views of images have them too. Turned versions
+            are the same for both.
         groups: which examples belong together `(examples,)`, int64, under `group` of the batches; None leaves it out.
 
     >>> loader = BatchLoader(torch.arange(5.0), torch.zeros(5), batch_size=2, shuffle=False)
@@ -135,12 +138,8 @@ class BatchLoader:
                 batch |= self._turned(index)
             if self._raw is not None:
                 batch |= self._photos(_rows(self._raw, index), batch["input"])
-            elif self._views == "weak-strong":
-                batch["views"] = [batch["input"], self._view(index, "strong view", strong_view)]
-            elif isinstance(self._views, int) and self._views:
-                batch["views"] = [self._view(index, f"view {n}", random_view) for n in range(self._views)]
-            if self._strong and self._raw is None:
-                batch["strong"] = self._view(index, "strong view", strong_view)
+            else:
+                batch |= self._plain(index, batch["input"])
             yield batch
         self.epoch += 1
         self.position = self._cut_at = self._cut_from = 0
@@ -236,9 +235,28 @@ class BatchLoader:
         # Masks move as their images do: the same draws, by another generator in the same state.
         return self._augment(targets[:, None], self._generator("augment"))[:, 0]
 
-    def _view(self, index: Tensor, name: str, change: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+    def _plain(self, index: Tensor, weak: Tensor) -> dict[str, Any]:
+        """What batches have of plain views, and what was drawn for them where that is said."""
+        batch: dict[str, Any] = {}
+        parameters: list[dict[str, Tensor]] = []
+        if isinstance(self._views, int) and self._views:
+            made = [self._view(index, f"view {n}", random_view) for n in range(self._views)]
+            batch["views"], parameters = [view for view, _ in made], [drawn for _, drawn in made]
+        if self._strong or self._views == "weak-strong":
+            strong, drawn = self._view(index, "strong view", strong_view)
+            if self._views == "weak-strong":
+                batch["views"] = [weak, strong]
+                parameters = [self._moves(weak, self._generator("augment")), drawn]
+            if self._strong:
+                batch |= {"strong": strong, **({"strong_parameters": drawn} if drawn else {})}
+        # Of numbers and sequences there is nothing to say.
+        return {**batch, "view_parameters": parameters} if any(parameters) else batch
+
+    def _view(self, index: Tensor, name: str, change: _Change) -> tuple[Tensor, dict[str, Tensor]]:
         inputs, generator = self._read(index), self._generator(name)
-        return change(inputs if self._augment is None else self._augment(inputs, generator), generator)
+        moves = self._moves(inputs, generator)
+        view, drawn = change(moved(inputs, moves) if moves else inputs, generator)
+        return view, {**moves, **drawn}
 
     def _photos(self, raw: Tensor, weak: Tensor) -> dict[str, Any]:
         """What batches have of views of photos, and what was drawn for them."""
