@@ -121,7 +121,7 @@ def test_no_batch_has_a_label_of_a_new_class(digits: Dataset) -> None:
     part = Part(f"{__name__}:Listener", {"k": 3, "growing": 0.5}, "grow-and-merge")
     learnt(digits, recipe_of(digits, objective=part, train_share=0.4))
     heard = Listener.last
-    assert heard.batches == {"input", "target", "index", "views"}
+    assert heard.batches == {"input", "target", "index", "views", "view_parameters"}
     targets = torch.cat(heard.targets)
     # In the second set those found in the first have pseudo-labels.
     assert set(targets.unique().tolist()) <= set(range(-1, 7))
