@@ -417,8 +417,13 @@ def test_prefixes_of_the_embedding_are_trained_by_the_same_loss() -> None:
     criterion = edited.criterion.build(outputs=0)
     assert isinstance(criterion, MatryoshkaLoss)
     assert all(isinstance(each, FocalInfoNCE) for each in criterion.criteria)
-    step = Step(model, torch.optim.SGD(model.parameters(), 0.1), criterion)
-    assert step({"input": DATA.inputs[:8], "target": DATA.targets[:8]}).isfinite()
+    batch = {"input": DATA.inputs[:8], "target": DATA.targets[:8]}
+    seen: list[Tensor] = []
+    model.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    found = Step(model, torch.optim.SGD(model.parameters(), 0.1), criterion)(batch)
+    cuts = [functional.normalize(seen[0][..., :size], dim=-1) for size in (4, 8)]
+    parts = [criterion.criteria[0](cut, batch["target"]).mean() for cut in cuts]
+    torch.testing.assert_close(found, 0.3 * parts[0] + parts[1])
 
 
 def test_a_soup_of_one_fine_tuning_is_that_fine_tuning() -> None:

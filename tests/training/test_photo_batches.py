@@ -160,11 +160,16 @@ def test_micro_batches_split_the_parameters_with_the_views() -> None:
         assert torch.equal(joined, batch["view_parameters"][1][name])
 
 
-def test_a_method_that_needs_views_takes_them_in_a_step() -> None:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIDE**2, 4), torch.nn.Linear(4, 2))
-    step = Step(model, torch.optim.SGD(model.parameters(), 0.1), torch.nn.CrossEntropyLoss(), methods=[SimCLR()])
-    assert bool(torch.isfinite(step(next(iter(make())))))
+def test_a_method_that_needs_views_learns_from_these_and_not_from_how_they_were_made() -> None:
+    def learnt(batch: dict[str, Any]) -> Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIDE**2, 4), torch.nn.Linear(4, 2))
+        Step(model, torch.optim.SGD(model.parameters(), 0.1), torch.nn.CrossEntropyLoss(), methods=[SimCLR()])(batch)
+        return model[1].weight.detach()
+
+    batch = next(iter(make()))
+    assert torch.equal(learnt(batch), learnt({name: batch[name] for name in ("input", "views")}))
+    assert not torch.equal(learnt(batch), learnt({**batch, "views": [batch["input"], batch["views"][1]]}))
 
 
 @pytest.mark.parametrize(
